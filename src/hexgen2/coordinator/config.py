@@ -66,7 +66,7 @@ class Timeouts(_Frozen):
     idle_s: float = Field(default=60.0, gt=0, description="silence inside an answer that has begun")
     request_s: float = Field(default=3600.0, gt=0, description="a request from its arrival to its last byte")
     health_interval_s: float = Field(default=1.0, gt=0, description="pause between two /health polls of an engine")
-    health_timeout_s: float = Field(default=2.0, gt=0, description="one /health poll")
+    health_timeout_s: float = Field(default=5.0, gt=0, description="one /health poll")
     drain_s: float = Field(default=30.0, ge=0, description="how long running requests may go on after SIGTERM")
 
 
@@ -75,8 +75,12 @@ class Limits(_Frozen):
 
     max_body_bytes: int = Field(default=32 * 2**20, ge=1024, description="largest request body accepted")
     max_retries: int = Field(default=2, ge=0, description="further routes tried after a failure")
-    unhealthy_after: int = Field(default=2, ge=1, description="failed /health polls in a row that take an engine out")
-    healthy_after: int = Field(default=1, ge=1, description="good /health polls in a row that bring it back")
+    unhealthy_after: int = Field(
+        default=3,
+        ge=1,
+        description="/health polls in a row without an answer that take an engine out; a refused connection or an "
+        "answer of 5xx takes it out at once",
+    )
     load_correction: float = Field(
         default=0.5,
         ge=0.0,
@@ -98,7 +102,7 @@ class CoordinatorConfig(_Frozen):
     @classmethod
     def _names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         if any(not name for name in names) or len(set(names)) != len(names):
-            raise ValueError("names must be distinct and not empty")
+            raise ValueError(f"{list(names)!r} repeats a name or has an empty one; give each name once")
         return names
 
     @model_validator(mode="after")
@@ -125,7 +129,7 @@ class CoordinatorConfig(_Frozen):
             + [engine.share for engine in self.engines if engine.role == "colocated"]
         )
         if abs(total - 1.0) > SHARE_TOLERANCE:
-            raise ValueError(f"shares of routes and colocated engines sum to {total:.9g}; they must sum to 1")
+            raise ValueError(f"shares of routes and colocated engines sum to {total:.9g}, not 1; correct the shares")
         return self
 
     def engine(self, group_id: str) -> EngineEndpoint:
@@ -147,9 +151,7 @@ class CoordinatorConfig(_Frozen):
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            field = ".".join(str(part) for part in first["loc"]) or "config"
-            raise InputError(f"{source}: {field}: {first['msg'].removeprefix('Value error, ')}") from None
+            raise InputError.from_validation(source, error) from None
 
     @classmethod
     def load(cls, path: Path | str) -> CoordinatorConfig:
@@ -157,5 +159,6 @@ class CoordinatorConfig(_Frozen):
         try:
             text = Path(path).read_bytes()
         except OSError as error:
-            raise InputError(f"{path}: cannot be read ({error.strerror}); give a coordinator config file") from None
+            problem = f"cannot be read ({error.strerror})"
+            raise InputError(str(path), "", problem, "give a coordinator config file") from None
         return cls.from_json(text, str(path))
