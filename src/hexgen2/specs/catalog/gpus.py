@@ -1,0 +1,103 @@
+"""GPU types and their hourly prices, from gpus.yaml and prices.yaml."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping
+from functools import cache
+from importlib import resources
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError
+
+from hexgen2.specs.base import Spec
+from hexgen2.specs.errors import InputError
+from hexgen2.specs.files import require_mapping
+from hexgen2.specs.gpu import GIB, GpuType, Link
+
+
+class LinkEntry(Spec):
+    """The link between two GPUs of a node: gigabytes per second each way, microseconds."""
+
+    kind: str
+    gb_s: float = Field(gt=0)
+    latency_us: float = Field(ge=0)
+
+
+class GpuEntry(Spec):
+    """A GPU type as the catalog (or a cluster file's gpu_types) writes it; ``sources``: where and when."""
+
+    name: str
+    vendor: Literal["nvidia", "amd", "cpu"]
+    generation: str
+    memory_gib: float = Field(gt=0)
+    dense_tflops: float = Field(gt=0)
+    dense_dtype: Literal["bf16", "fp16", "fp32"] = "bf16"
+    memory_bandwidth_gb_s: float = Field(gt=0)
+    link: LinkEntry
+    sources: dict[str, str] = Field(default_factory=dict)
+
+    def gpu_type(self) -> GpuType:
+        return GpuType(
+            name=self.name,
+            vendor=self.vendor,
+            generation=self.generation,
+            memory_bytes=self.memory_gib * GIB,
+            flops=self.dense_tflops * 1e12,
+            dense_dtype=self.dense_dtype,
+            memory_bandwidth=self.memory_bandwidth_gb_s * 1e9,
+            link_kind=self.link.kind,
+            link=Link(bandwidth=self.link.gb_s * 1e9, latency=self.link.latency_us * 1e-6),
+        )
+
+
+class PriceEntry(Spec):
+    """USD per GPU and hour, on demand, with where and when it was read."""
+
+    usd_per_hour: float = Field(ge=0)
+    source: str
+    date: datetime.date
+
+
+def gpu_type(name: str) -> GpuType:
+    """The catalog's GPU type of that name; KeyError when there is none."""
+    return _types()[name]
+
+
+def gpu_type_names() -> tuple[str, ...]:
+    """Every GPU type of the catalog, in its order."""
+    return tuple(_types())
+
+
+def gpu_price(name: str) -> float | None:
+    """The catalog's hourly price of a GPU type in USD; None when it has none (the CPU devices)."""
+    entry = _prices().get(name)
+    return None if entry is None else entry.usd_per_hour
+
+
+def parse_gpu_type(entry: object, source: str, field: str) -> GpuType:
+    """A GPU type from a YAML mapping; raises InputError that names the field."""
+    fields = require_mapping(entry, source, "GPU type")
+    try:
+        return GpuEntry.model_validate(fields).gpu_type()
+    except ValidationError as error:
+        wrong = InputError.from_validation(source, error)
+        raise InputError(source, f"{field}.{wrong.field}", wrong.problem, wrong.mend) from None
+
+
+@cache
+def _types() -> Mapping[str, GpuType]:
+    entries = [GpuEntry.model_validate(entry) for entry in _read("gpus.yaml")["gpus"]]
+    return {entry.name: entry.gpu_type() for entry in entries}
+
+
+@cache
+def _prices() -> Mapping[str, PriceEntry]:
+    return {name: PriceEntry.model_validate(entry) for name, entry in _read("prices.yaml")["gpus"].items()}
+
+
+def _read(name: str) -> dict[str, Any]:
+    text = resources.files("hexgen2.specs.catalog").joinpath(name).read_text(encoding="utf-8")
+    document: dict[str, Any] = yaml.safe_load(text)
+    return document

@@ -1,0 +1,185 @@
+"""The result of scheduling: serving groups, their layouts, and the routes between them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from hexgen2.specs import files
+from hexgen2.specs.base import Spec
+from hexgen2.specs.cluster import Cluster, parse_cluster
+from hexgen2.specs.errors import InputError
+
+PLAN_VERSION = 1
+Role = Literal["prefill", "decode", "colocated"]
+
+
+class Stage(Spec):
+    """A pipeline stage: ``tp`` GPUs holding ``layers`` layers from ``first_layer`` on."""
+
+    gpus: tuple[str, ...] = Field(min_length=1)
+    tp: int = Field(ge=1)
+    first_layer: int = Field(ge=0)
+    layers: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _tp_is_gpus(self) -> Stage:
+        if self.tp != len(self.gpus):
+            raise ValueError(f"tp is {self.tp} but there are {len(self.gpus)} GPUs; make them equal")
+        return self
+
+
+class Group(Spec):
+    """A serving group: one replica. ``share`` is the part of all requests that it handles in its role."""
+
+    id: str
+    role: Role
+    share: float = Field(ge=0)
+    price_per_hour: float = Field(ge=0)
+    capacity_rps: float = Field(ge=0)
+    max_batch: int = Field(ge=1)
+    stages: tuple[Stage, ...] = Field(min_length=1)
+
+    @property
+    def gpus(self) -> tuple[str, ...]:
+        """The group's GPUs in rank order: stage by stage."""
+        return tuple(gpu for stage in self.stages for gpu in stage.gpus)
+
+
+class Route(Spec):
+    """An edge prefill group → decode group: its share of all requests, and what its links could carry."""
+
+    source: str = Field(alias="from")
+    target: str = Field(alias="to")
+    share: float = Field(ge=0)
+    rps: float = Field(ge=0)
+    capacity_rps: float = Field(ge=0)
+
+
+class Objective(Spec):
+    """What was maximised, and its value at this plan."""
+
+    name: Literal["throughput", "goodput"]
+    value: float
+    unit: str
+
+
+class Bottleneck(Spec):
+    """What limits the plan: the saturated elements of the minimum cut, and the same in words."""
+
+    elements: tuple[str, ...]
+    text: str
+
+
+class Rejection(Spec):
+    """An engine rule that kept a better layout out, and by how much that layout was better."""
+
+    rule: str
+    detail: str
+    gain: float | None = None
+
+
+class Slo(Spec):
+    """Latency targets in seconds; None where there is none."""
+
+    ttft_s: float | None = Field(default=None, gt=0)
+    tpot_s: float | None = Field(default=None, gt=0)
+
+
+class Plan(Spec):
+    """A plan as `hexgen2 plan` writes it (DESIGN section 9). ``cluster`` is the whole cluster, so that the
+    file alone can be served; ``model`` and ``workload`` are the names or paths that were asked for."""
+
+    version: int = PLAN_VERSION
+    cluster: Cluster
+    model: str
+    workload: str
+    engine: str
+    solver: str
+    seed: int
+    profiles: tuple[str, ...] = ()
+    slo: Slo = Slo()
+    objective: Objective
+    throughput_rps: float = Field(ge=0)
+    output_tokens_per_s: float = Field(ge=0)
+    price_per_hour: float = Field(ge=0)
+    upper_bound: float | None = None
+    gap: float | None = None
+    wall_s: float = Field(ge=0)
+    groups: tuple[Group, ...]
+    routes: tuple[Route, ...]
+    bottleneck: Bottleneck
+    shadow_prices: tuple[dict[str, Any], ...] = ()
+    rejected: tuple[Rejection, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @cached_property
+    def group_by_id(self) -> Mapping[str, Group]:
+        return {group.id: group for group in self.groups}
+
+    def role_groups(self, role: Role) -> tuple[Group, ...]:
+        return tuple(group for group in self.groups if group.role == role)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Plan:
+        used: set[str] = set()
+        for group in self.groups:
+            next_layer = 0
+            for stage in group.stages:
+                for gpu in stage.gpus:
+                    if gpu not in self.cluster.gpu_by_id:
+                        raise ValueError(f"group {group.id}: there is no GPU {gpu!r}; use the cluster's GPUs")
+                    if gpu in used:
+                        raise ValueError(f"group {group.id}: GPU {gpu!r} is used twice; use each GPU once")
+                    used.add(gpu)
+                if stage.first_layer != next_layer:
+                    raise ValueError(
+                        f"group {group.id}: a stage starts at layer {stage.first_layer}, not at {next_layer}; "
+                        "let stages follow each other"
+                    )
+                next_layer += stage.layers
+        roles = {group.id: group.role for group in self.groups}
+        if len(roles) < len(self.groups):
+            raise ValueError("two groups have one id; give each its own")
+        for route in self.routes:
+            if roles.get(route.source) != "prefill" or roles.get(route.target) != "decode":
+                raise ValueError(
+                    f"route {route.source} → {route.target} does not lead from a prefill group to a decode "
+                    "group; correct its ends"
+                )
+        total = sum(route.share for route in self.routes)
+        total += sum(group.share for group in self.groups if group.role == "colocated")
+        if self.groups and abs(total - 1) > 1e-6:
+            raise ValueError(f"the shares sum to {total:.6f}; make them sum to 1")
+        return self
+
+    def document(self) -> dict[str, Any]:
+        """The plan as the JSON object of DESIGN section 9."""
+        document = self.model_dump(mode="json", by_alias=True, exclude={"cluster"})
+        return {"version": document.pop("version"), "cluster": self.cluster.document(), **document}
+
+
+def load_plan(path: str | Path) -> Plan:
+    """Read and check a plan file; raises InputError for one that is cut off or was changed into nonsense."""
+    return parse_plan(files.read_json(path, "plan file"), str(path))
+
+
+def parse_plan(document: Mapping[str, Any], source: str) -> Plan:
+    """Check a plan document."""
+    fields = dict(document)
+    version = fields.get("version")
+    if version != PLAN_VERSION:
+        raise InputError(
+            source, "version", f"is {version!r}, this release reads {PLAN_VERSION}", "make the plan again"
+        )
+    if not isinstance(fields.get("cluster"), dict):
+        raise InputError(source, "cluster", "is missing", "make the plan again with `hexgen2 plan`")
+    fields["cluster"] = parse_cluster(fields["cluster"], f"{source}: cluster")
+    try:
+        return Plan.model_validate(fields)
+    except ValidationError as error:
+        raise InputError.from_validation(source, error) from None
