@@ -1,0 +1,58 @@
+"""Arguments that several commands share, and the values that they name."""
+
+from __future__ import annotations
+
+import argparse
+import math
+
+
+def positive(text: str) -> float:
+    """A number above zero (argparse type)."""
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+    if not (value > 0 and math.isfinite(value)):
+        raise argparse.ArgumentTypeError(f"{text} is not above zero")
+    return value
+
+
+def count(text: str) -> int:
+    """A whole number of at least one (argparse type)."""
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return value
+
+
+def port(text: str) -> int:
+    """A TCP port, 0 for any free one (argparse type)."""
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port") from None
+    if not 0 <= value <= 65535:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 65535")
+    return value
+
+
+def add_profiles(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--profile",
+        action="append",
+        default=[],
+        metavar="FILE|NAME",
+        help="measured efficiencies of GPU types; may be given several times, the first that knows a type wins",
+    )
+
+
+def add_slo(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--slo-ttft", type=positive, metavar="S", help="target for the time to first token, seconds"
+    )
+    parser.add_argument(
+        "--slo-tpot", type=positive, metavar="S", help="target for the time per output token, seconds"
+    )

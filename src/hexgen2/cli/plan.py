@@ -1,0 +1,60 @@
+"""``hexgen2 plan``: decide groups, roles, layouts and routes for a cluster."""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+from hexgen2.cli import inputs, output
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = subparsers.add_parser("plan", help="plan a model on a cluster", description=__doc__)
+    parser.add_argument("--cluster", required=True, metavar="FILE", help="cluster file (YAML)")
+    parser.add_argument(
+        "--model", required=True, metavar="NAME|DIR", help="model name, or directory with config.json"
+    )
+    parser.add_argument(
+        "--workload", required=True, metavar="NAME|FILE", help="workload name, CSV, JSONL or fixed:I/O"
+    )
+    parser.add_argument("--objective", choices=("throughput", "goodput"), default="throughput")
+    inputs.add_slo(parser)
+    parser.add_argument(
+        "--rate", type=inputs.positive, metavar="RPS", help="arrival rate that the plan must carry"
+    )
+    parser.add_argument("--engine", choices=("any", "vllm", "vllm-asymmetric"), default="vllm")
+    parser.add_argument("--solver", default="paper", help="paper (default)")
+    inputs.add_profiles(parser)
+    parser.add_argument(
+        "--time-limit", type=inputs.positive, metavar="S", help="stop the search after S seconds"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("-o", "--output", metavar="PLAN", help="write the plan here (JSON)")
+    output.add_json(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    from hexgen2.cli.planning import load_problem
+    from hexgen2.report import print_plan
+    from hexgen2.scheduler import schedule
+
+    problem = load_problem(args)
+    console = output.progress_console()
+    with console.status("planning") as status:
+        plan = schedule(
+            problem,
+            solver=args.solver,
+            seed=args.seed,
+            time_limit_s=args.time_limit,
+            progress=lambda text: status.update(text),
+            clock=time.monotonic,
+        )
+    if args.output:
+        output.write_json(args.output, plan.document())
+        console.print(f"plan written to {args.output}")
+    if args.json:
+        output.print_json(plan.document())
+    else:
+        print_plan(output.result_console(), plan)
+    return 0
