@@ -47,7 +47,7 @@ def save_picture(plan: Plan, path: str | Path) -> None:
 
 
 def _draw(figure: Any, plan: Plan) -> None:
-    columns = {role: plan.role_groups(role) for role in (X
+    columns = {role: plan.role_groups(role) for role in _SIDES}
     single = plan.role_groups("colocated")
     rows = max(len(column) for column in columns.values())
     step = _BOX_HEIGHT + _GAP
