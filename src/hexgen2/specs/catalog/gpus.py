@@ -25,8 +25,20 @@ class LinkEntry(Spec):
     latency_us: float = Field(ge=0)
 
 
+class Document(Spec):
+    """Where a figure of the catalog was read, and when."""
+
+    title: str
+    url: str
+    read: datetime.date
+
+
 class GpuEntry(Spec):
-    """A GPU type as the catalog (or a cluster file's gpu_types) writes it; ``sources``: where and when."""
+    """A GPU type as the catalog (or a cluster file's gpu_types) writes it.
+
+    ``sources`` says for each figure where it is from: in the catalog the key of one of its documents, in a cluster
+    file whatever its author writes.
+    """
 
     name: str
     vendor: Literal["nvidia", "amd", "cpu"]
@@ -53,7 +65,7 @@ class GpuEntry(Spec):
 
 
 class PriceEntry(Spec):
-    """USD per GPU and hour, on demand, with where and when it was read."""
+    """USD per GPU and hour, on demand: from where, and of which day (of reading where the source has none)."""
 
     usd_per_hour: float = Field(ge=0)
     source: str
@@ -70,10 +82,22 @@ def gpu_type_names() -> tuple[str, ...]:
     return tuple(_types())
 
 
+def gpu_sources(name: str) -> Mapping[str, Document]:
+    """Where the figures of a catalog type are from, by field of its entry; KeyError when there is no such type."""
+    documents = _documents()
+    return {field: documents[key] for field, key in _entries()[name].sources.items()}
+
+
 def gpu_price(name: str) -> float | None:
     """The catalog's hourly price of a GPU type in USD; None when it has none (the CPU devices)."""
-    entry = _prices().get(name)
+    entry = gpu_prices().get(name)
     return None if entry is None else entry.usd_per_hour
+
+
+@cache
+def gpu_prices() -> Mapping[str, PriceEntry]:
+    """The catalog's price table."""
+    return {name: PriceEntry.model_validate(entry) for name, entry in _read("prices.yaml")["gpus"].items()}
 
 
 def parse_gpu_type(entry: object, source: str, field: str) -> GpuType:
@@ -88,13 +112,18 @@ def parse_gpu_type(entry: object, source: str, field: str) -> GpuType:
 
 @cache
 def _types() -> Mapping[str, GpuType]:
-    entries = [GpuEntry.model_validate(entry) for entry in _read("gpus.yaml")["gpus"]]
-    return {entry.name: entry.gpu_type() for entry in entries}
+    return {name: entry.gpu_type() for name, entry in _entries().items()}
 
 
 @cache
-def _prices() -> Mapping[str, PriceEntry]:
-    return {name: PriceEntry.model_validate(entry) for name, entry in _read("prices.yaml")["gpus"].items()}
+def _entries() -> Mapping[str, GpuEntry]:
+    entries = [GpuEntry.model_validate(entry) for entry in _read("gpus.yaml")["gpus"]]
+    return {entry.name: entry for entry in entries}
+
+
+@cache
+def _documents() -> Mapping[str, Document]:
+    return {key: Document.model_validate(entry) for key, entry in _read("gpus.yaml")["documents"].items()}
 
 
 def _read(name: str) -> dict[str, Any]:
