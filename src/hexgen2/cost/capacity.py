@@ -1,0 +1,195 @@
+"""How many requests per second a compiled layout sustains in each role.
+
+Every iteration time t(b) here is a sum of terms c + a·b and max(c, a·b) with a, c ≥ 0 (and of the experts
+touched, which is concave), so b/t(b) never falls as b grows: the best batch is the largest one allowed. And t(b)
+itself never falls, so the largest batch under a latency target is found by bisection, with no search over all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import ceil, floor, sqrt
+
+from hexgen2.cost.memory import Settings
+from hexgen2.cost.moments import Moments
+from hexgen2.cost.stage import StageCost
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillCapacity:
+    """``latency_s``: one mean request alone. ``batch_requests``: whole requests in a batch at saturation."""
+
+    rps: float
+    latency_s: float
+    batch_requests: int
+    bottleneck_stage: int
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeCapacity:
+    """``tpot_s``: seconds per token at ``max_batch``. ``kv_limited``: KV memory is what bounds the batch."""
+
+    rps: float
+    max_batch: int
+    tpot_s: float
+    kv_limited: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ColocatedCapacity:
+    """As DecodeCapacity; ``latency_s``: prefill of one mean request alone."""
+
+    rps: float
+    max_batch: int
+    tpot_s: float
+    latency_s: float
+    kv_limited: bool
+
+
+def prefill_times(
+    costs: Sequence[StageCost], tokens: float, squares: float, requests: float, budget: int
+) -> tuple[int, tuple[float, ...]]:
+    """(iterations, seconds of each stage in one) for prompts of ``tokens`` tokens with Σs² = ``squares``.
+
+    More tokens than the budget are cut into ⌈tokens / budget⌉ even chunks; each reads the weights again.
+    """
+    count = max(1, ceil(tokens / budget))
+    times = tuple(cost.seconds(tokens / count, squares / count, 0.0, requests / count) for cost in costs)
+    return count, times
+
+
+def prefill_latency(iterations: int, times: Sequence[float]) -> float:
+    """Seconds from start to end: the first chunk passes all stages, the others follow the slowest."""
+    return sum(times) + (iterations - 1) * max(times)
+
+
+def decode_cycle(costs: Sequence[StageCost], batch: float, context: float) -> float:
+    """Seconds in which each of ``batch`` sequences with ``context`` tokens in all gets one token.
+
+    p stages run min(p, batch) micro-batches. A micro-batch comes around when it has passed all stages, and when
+    each of the others has passed the slowest one.
+    """
+    return _cycle(costs, batch, batch, 0.0, context, batch)
+
+
+def prefill_capacity(
+    costs: Sequence[StageCost], moments: Moments, max_tokens: int, settings: Settings
+) -> PrefillCapacity:
+    """1 / (seconds that the slowest stage spends per request), in batches that fill the token budget.
+
+    ``max_tokens``: KV tokens that fit; every stage of the pipeline has a batch under way, so their KV caches
+    must fit together. No capacity when the longest prompt does not fit.
+    """
+    count, alone = prefill_times(costs, moments.input, moments.input_sq, 1.0, settings.token_budget)
+    latency = prefill_latency(count, alone)
+    slowest = max(range(len(alone)), key=alone.__getitem__)
+    if moments.longest_input > max_tokens:
+        return PrefillCapacity(0.0, latency, 0, slowest)
+    room = min(settings.token_budget, max_tokens / len(costs))
+    batch = max(1, min(settings.max_batch, floor(room / moments.input)))
+    count, times = prefill_times(
+        costs, batch * moments.input, batch * moments.input_sq, batch, settings.token_budget
+    )
+    slowest = max(range(len(times)), key=times.__getitem__)
+    return PrefillCapacity(batch / (count * times[slowest]), latency, batch, slowest)
+
+
+def decode_capacity(
+    costs: Sequence[StageCost],
+    moments: Moments,
+    max_tokens: int,
+    settings: Settings,
+    tpot_s: float | None = None,
+) -> DecodeCapacity:
+    """max b/(E[s_out]·t_cycle(b)) over the batches b that fit the memory, max_batch and the TPOT target."""
+
+    def cycle(batch: int) -> float:
+        return decode_cycle(costs, batch, batch * moments.context)
+
+    batch, kv_limited = _largest_batch(cycle, moments, max_tokens, settings, settings.max_batch, tpot_s)
+    seconds = cycle(max(1, batch))
+    return DecodeCapacity(batch / (moments.output * seconds), batch, seconds, kv_limited)
+
+
+def colocated_capacity(
+    costs: Sequence[StageCost],
+    moments: Moments,
+    max_tokens: int,
+    settings: Settings,
+    tpot_s: float | None = None,
+) -> ColocatedCapacity:
+    """The same with prefill in the same iterations (chunked prefill).
+
+    In balance a request comes for each that leaves, so an iteration of b decoding sequences carries
+    b·E[s_in]/E[s_out] prompt tokens beside them, and must stay within the token budget (per micro-batch).
+    """
+    prompts = 1 / moments.output  # prompts that an iteration completes, per decoding sequence
+
+    def cycle(batch: int) -> float:
+        arriving = batch * prompts
+        tokens = batch + arriving * moments.input
+        squares = arriving * moments.input_sq
+        return _cycle(costs, batch, tokens, squares, batch * moments.context, batch + arriving)
+
+    count, alone = prefill_times(costs, moments.input, moments.input_sq, 1.0, settings.token_budget)
+    latency = prefill_latency(count, alone)
+    within_budget = floor(len(costs) * settings.token_budget / (1 + prompts * moments.input))
+    most = max(1, min(settings.max_batch, within_budget))
+    # The prompt under way holds blocks too.
+    spare = max_tokens - round(moments.input) if max_tokens >= moments.longest else 0
+    batch, kv_limited = _largest_batch(cycle, moments, spare, settings, most, tpot_s)
+    if max_tokens >= moments.longest and batch == 0 and (tpot_s is None or cycle(1) <= tpot_s):
+        batch, kv_limited = 1, True
+    seconds = cycle(max(1, batch))
+    return ColocatedCapacity(batch / (moments.output * seconds), batch, seconds, latency, kv_limited)
+
+
+def memory_batch(moments: Moments, max_tokens: int, settings: Settings) -> int:
+    """Sequences whose contexts fit into ``max_tokens``, with the headroom of the settings.
+
+    The largest b with b·μ + z·σ·√b ≤ max_tokens, μ and σ of a resident sequence, μ with half a block more since
+    the last block of a sequence is half full on average; at least 1 when the longest request fits, else 0.
+    """
+    if moments.longest > max_tokens:
+        return 0
+    mean = moments.context + (settings.block_size - 1) / 2
+    spread = settings.headroom_sigmas * moments.context_std
+    root = (sqrt(spread * spread + 4 * mean * max_tokens) - spread) / (2 * mean)
+    return max(1, floor(root * root + 1e-9))
+
+
+def _cycle(
+    costs: Sequence[StageCost], batch: float, tokens: float, squares: float, context: float, yields: float
+) -> float:
+    micro = min(len(costs), batch)
+    total = slowest = 0.0
+    for cost in costs:
+        seconds = cost.seconds(tokens / micro, squares / micro, context / micro, yields / micro)
+        total += seconds
+        slowest = max(slowest, seconds)
+    return max(total, micro * slowest)
+
+
+def _largest_batch(
+    cycle: Callable[[int], float],
+    moments: Moments,
+    max_tokens: int,
+    settings: Settings,
+    most: int,
+    tpot_s: float | None,
+) -> tuple[int, bool]:
+    """(largest batch within memory, ``most`` and the TPOT target, whether memory is what bounds it)."""
+    fitting = memory_batch(moments, max_tokens, settings)
+    batch = min(fitting, most)
+    kv_limited = fitting < most
+    if tpot_s is None or batch == 0 or cycle(batch) <= tpot_s:
+        return batch, kv_limited
+    low, high = 0, batch  # the target holds at low (0: trivially) and fails at high
+    while high - low > 1:
+        middle = (low + high) // 2
+        if cycle(middle) <= tpot_s:
+            low = middle
+        else:
+            high = middle
+    return low, False
