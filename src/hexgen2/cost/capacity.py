@@ -1,8 +1,8 @@
 """How many requests per second a compiled layout sustains in each role.
 
 Every iteration time t(b) here is a sum of terms c + a·b and max(c, a·b) with a, c ≥ 0 (and of the experts
-touched, which is concave), so b/t(b) never falls as b grows: the best batch is the largest one allowed. And t(b)
-itself never falls, so the largest batch under a latency target is found by bisection, with no search over all.
+touched, which is concave), so b/t(b) never falls as b grows: the best batch is the largest one allowed. And
+t(b) itself never falls, so the largest batch under a latency target is found by bisection.
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ def moe_layers(model: Model, first_layer: int, layers: int) -> int:
 def stage_cost(
     model: Model, stage: StageShape, efficiency: Efficiency, first_layer: int, last: bool
 ) -> StageCost:
-    """Reduce a stage that holds ``stage.layers`` layers from ``first_layer`` on; ``last``: it has the LM head."""
+    """Reduce a stage holding ``stage.layers`` layers from ``first_layer`` on; ``last``: with the LM head."""
     tp, layers, gpu = stage.tp, stage.layers, stage.gpu
     flops = tp * gpu.flops * efficiency.compute
     reads = tp * gpu.memory_bandwidth * efficiency.memory
@@ -138,7 +138,7 @@ def stage_cost(
 
 
 def head_bytes(model: Model) -> float:
-    """Bytes per weight of the embedding and the LM head: quantisation leaves them at the width of activations."""
+    """Bytes per weight of embedding and LM head: quantisation leaves them at the width of activations."""
     return max(model.weight_bytes, model.activation_bytes)
 
 

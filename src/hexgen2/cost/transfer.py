@@ -20,9 +20,10 @@ Loads = dict[tuple[int, int], float]
 def kv_loads(model: Model, source: Placement, target: Placement, tokens: float) -> Loads:
     """Who sends how many bytes to whom, for the KV cache of ``tokens`` tokens.
 
-    A receiving rank fetches, of every layer it holds, exactly its own KV heads, each from one sender that has it.
-    So with at most ``kv_shards`` GPUs in each TP group of the target the loads sum to tokens × KV bytes per token.
-    Beyond that (MLA: from 2 GPUs on) the cache is replicated over the receiving ranks, and each replica is sent.
+    A receiving rank fetches, of every layer it holds, exactly its own KV heads, each from one sender that has
+    it. So with at most ``kv_shards`` GPUs in each TP group of the target the loads sum to tokens × KV bytes per
+    token. Beyond that (MLA: from 2 GPUs on) the cache is replicated over the receiving ranks, and each replica
+    is sent, as vLLM's connectors do.
     """
     head_bytes = model.kv_bytes_per_token_layer / model.kv_shards * tokens
     loads: Loads = {}
