@@ -45,7 +45,7 @@ def add_profiles(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="FILE|NAME",
-        help="measured efficiencies of GPU types; may be given several times, the first that knows a type wins",
+        help="measured efficiencies of GPU types; may be given several times, the last that knows a type wins",
     )
 
 

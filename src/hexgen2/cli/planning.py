@@ -1,0 +1,64 @@
+"""From a command's arguments to a scheduling problem."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+
+from hexgen2.cost import CostModel, Efficiencies, Profile, parse_profile
+from hexgen2.scheduler import Problem, engine_profile
+from hexgen2.specs.catalog.models import load_model
+from hexgen2.specs.catalog.workloads import load_workload
+from hexgen2.specs.cluster import load_cluster
+from hexgen2.specs.errors import InputError
+from hexgen2.specs.files import read_mapping
+from hexgen2.specs.plan import Slo
+
+PLANNING_LENGTHS = 256
+"""Representative requests that stand for a workload in the cost model."""
+
+
+def load_problem(args: argparse.Namespace) -> Problem:
+    """The problem that ``plan`` was asked."""
+    model = load_model(args.model)
+    profiles = [load_profile(name) for name in args.profile]
+    directory = Path(args.model)
+    return Problem(
+        cluster=load_cluster(args.cluster),
+        workload=args.workload,
+        lengths=load_workload(args.workload).representative(PLANNING_LENGTHS),
+        cost=CostModel(model, Efficiencies(profiles)),
+        engine=engine_profile(args.engine),
+        objective=args.objective,
+        slo=Slo(ttft_s=args.slo_ttft, tpot_s=args.slo_tpot),
+        rate=args.rate,
+        # A directory is kept as a whole path, so that the plan can be served from anywhere.
+        model_name=str(directory.resolve()) if directory.is_dir() else args.model,
+        source=str(args.cluster),
+        profiles=tuple(profile.name for profile in profiles),
+    )
+
+
+def load_efficiencies(names: Sequence[str]) -> Efficiencies:
+    """The efficiencies of the named profiles, over the defaults."""
+    return Efficiencies([load_profile(name) for name in names])
+
+
+def load_profile(name: str) -> Profile:
+    """A profile from a file, or a shipped one by its name."""
+    if Path(name).exists():
+        return parse_profile(read_mapping(name, "profile file"), name)
+    shipped = {
+        entry.name.removesuffix(".yaml"): entry
+        for entry in resources.files("hexgen2.cost").joinpath("profiles").iterdir()
+        if entry.name.endswith(".yaml")
+    }
+    if name not in shipped:
+        known = f"name one of {', '.join(sorted(shipped))}, or give" if shipped else "give"
+        raise InputError(
+            "--profile", "", f"there is no profile or file {name!r}", f"{known} the path of a file"
+        )
+    with resources.as_file(shipped[name]) as path:
+        return parse_profile(read_mapping(path, "profile file"), name)

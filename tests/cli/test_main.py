@@ -1,0 +1,64 @@
+"""The frame of the command line: exit codes and one-line mistakes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hexgen2.cli.main import main
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["plan"], "the following arguments are required: --cluster, --model, --workload"),
+        (["nonsense"], "invalid choice: 'nonsense'"),
+        (["estimate", "--gpu", "L4", "--model", "opt-13b", "--prompt", "0", "--batch", "1"], "0 is not at least 1"),
+        (["plan", "--cluster", "c", "--model", "m", "--workload", "w", "--slo-ttft", "-1"], "-1 is not above zero"),
+        (["plan", "--cluster", "no.yaml", "--model", "opt-13b", "--workload", "hphd"], "no.yaml: no such file"),
+        (["explain", "no.json"], "no.json: no such file"),
+        (
+            ["estimate", "--gpu", "H1", "--model", "opt-13b", "--prompt", "9", "--batch", "1"],
+            "unknown GPU type 'H1'; use one of",
+        ),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        code = main(arguments)
+    except SystemExit as leaving:  # argparse leaves by itself
+        code = leaving.code
+    captured = capsys.readouterr()
+    assert code == 2
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert words in captured.err
+
+
+def test_a_plan_file_cut_off_in_the_middle_is_a_mistake_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "plan.json"
+    path.write_text('{"version": 1, "cluster": {"name": "x", "no')
+    assert main(["explain", str(path)]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1
+    assert f"{path}: line 1: is not whole JSON" in captured.err
+
+
+def test_help_of_every_command_works_without_loading_a_solver_or_a_server() -> None:
+    code = (
+        "import sys, contextlib, io\n"
+        "from hexgen2.cli.main import main\n"
+        "with contextlib.suppress(SystemExit): main(['--help'])\n"
+        "heavy = {'scipy', 'ortools', 'matplotlib', 'aiohttp', 'vllm', 'torch'} & set(sys.modules)\n"
+        "sys.exit(f'loaded {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "plan" in done.stdout
