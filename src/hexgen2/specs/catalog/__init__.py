@@ -3,6 +3,23 @@
 Read on first use, never at import. The figures are frozen values, so the cache is shared safely.
 """
 
-from hexgen2.specs.catalog.gpus import gpu_price, gpu_prices, gpu_sources, gpu_type, gpu_type_names, parse_gpu_type
+from hexgen2.specs.catalog.gpus import (
+    gpu_price,
+    gpu_prices,
+    gpu_sources,
+    gpu_type,
+    gpu_type_names,
+    parse_gpu_type,
+)
+from hexgen2.specs.catalog.models import load_model, model_names
 
-__all__ = ["gpu_price", "gpu_prices", "gpu_sources", "gpu_type", "gpu_type_names", "parse_gpu_type"]
+__all__ = [
+    "gpu_price",
+    "gpu_prices",
+    "gpu_sources",
+    "gpu_type",
+    "gpu_type_names",
+    "load_model",
+    "model_names",
+    "parse_gpu_type",
+]

@@ -36,8 +36,8 @@ class Document(Spec):
 class GpuEntry(Spec):
     """A GPU type as the catalog (or a cluster file's gpu_types) writes it.
 
-    ``sources`` says for each figure where it is from: in the catalog the key of one of its documents, in a cluster
-    file whatever its author writes.
+    ``sources`` says for each figure where it is from: in the catalog the key of one of its documents, in a
+    cluster file whatever its author writes.
     """
 
     name: str
@@ -83,7 +83,7 @@ def gpu_type_names() -> tuple[str, ...]:
 
 
 def gpu_sources(name: str) -> Mapping[str, Document]:
-    """Where the figures of a catalog type are from, by field of its entry; KeyError when there is no such type."""
+    """Where the figures of a catalog type are from, by field; KeyError when there is no such type."""
     documents = _documents()
     return {field: documents[key] for field, key in _entries()[name].sources.items()}
 
