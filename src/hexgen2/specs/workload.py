@@ -53,13 +53,15 @@ class Marginals:
 class Workload:
     """Either a fitted distribution (``marginals``) or a trace (``trace`` with ``arrivals_s``).
 
-    ``name`` is what the user asked for: a shipped name, a file, or ``fixed:INPUT/OUTPUT``.
+    ``name`` is what the user asked for: a shipped name, a file, or ``fixed:INPUT/OUTPUT``. ``mean_rps`` is the
+    mean arrival rate of the trace, or of the trace that the marginals were fitted on; None where there is none.
     """
 
     name: str
     marginals: Marginals | None = None
     trace: Lengths | None = None
     arrivals_s: FloatArray | None = None
+    mean_rps: float | None = None
 
     def sample(self, count: int, rng: np.random.Generator) -> Lengths:
         """``count`` requests drawn at random."""
