@@ -3,10 +3,10 @@
     python benchmarks/workload_fit.py [--conv CSV] [--code CSV] [--check]
 
 Writes src/hexgen2/specs/catalog/workloads.yaml and prints, per workload, the errors of 200,000 requests drawn
-from the fit against the trace: of the mean lengths, of the distributions (mean distance of equal quantiles, as a
-part of the mean length), of the rank correlation, and of the mean of prompt x answer, which no marginal decides.
-Without ``--code`` the entry azure-code stays as it is (its trace is published, but is not among the data that the
-tests read); ``--check`` prints the errors and writes nothing. The traces, CC-BY-4.0:
+from the fit against the trace: of the mean lengths, of the distributions (mean distance of equal quantiles, as
+a part of the mean length), of the rank correlation, and of the mean of prompt x answer, which no marginal
+decides. Without ``--code`` the entry azure-code stays as it is (its trace is published, but is not among the
+data that the tests read); ``--check`` prints the errors and writes nothing. The traces, CC-BY-4.0:
 https://github.com/Azure/AzurePublicDataset (AzureLLMInferenceDataset2023.md).
 """
 
@@ -123,15 +123,15 @@ def trace_parts(conv: Path, code: Path | None) -> dict[str, tuple[Lengths, float
 
 def print_errors(entries: dict[str, dict[str, Any]], parts: dict[str, tuple[Lengths, float, str, str]]) -> None:
     """A Markdown table, as docs/workloads.md has it."""
-    columns = ("workload", "requests", "rate", "mean prompt", "mean answer", "rank correlation")
-    columns += (
+    columns = ["workload", "requests", "rate", "mean prompt", "mean answer", "rank correlation"]
+    columns += [
         "error: mean prompt",
         "mean answer",
         "prompts",
         "answers",
         "rank correlation",
         "prompt x answer",
-    )
+    ]
     print("|", " | ".join(columns), "|")
     print("|" + "---|" * len(columns))
     for name, (lengths, *_) in parts.items():
@@ -156,7 +156,7 @@ def print_errors(entries: dict[str, dict[str, Any]], parts: dict[str, tuple[Leng
 class _Dumper(yaml.SafeDumper):
     """Writes a value out each time: two traces read on one day do not share an anchor."""
 
-    def ignore_aliases(self, data: Any) -> bool:
+    def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002 (PyYAML's signature)
         return True
 
 
@@ -178,9 +178,9 @@ def main() -> None:
     print_errors(entries, parts)
     if args.check:
         return
-    old = (
-        yaml.safe_load(TABLE.read_text(encoding="utf-8")) if TABLE.exists() else {"traces": {}, "workloads": {}}
-    )
+    old: dict[str, Any] = {"traces": {}, "workloads": {}}
+    if TABLE.exists():
+        old = yaml.safe_load(TABLE.read_text(encoding="utf-8"))
     today = datetime.date.today()
     read = {key: {**SOURCES[key], "licence": "CC-BY-4.0", "read": today} for _, _, key, _ in parts.values()}
     document = {

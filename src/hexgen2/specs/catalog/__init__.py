@@ -12,6 +12,7 @@ from hexgen2.specs.catalog.gpus import (
     parse_gpu_type,
 )
 from hexgen2.specs.catalog.models import load_model, model_names
+from hexgen2.specs.catalog.workloads import load_workload, workload_names
 
 __all__ = [
     "gpu_price",
@@ -20,6 +21,8 @@ __all__ = [
     "gpu_type",
     "gpu_type_names",
     "load_model",
+    "load_workload",
     "model_names",
     "parse_gpu_type",
+    "workload_names",
 ]

@@ -15,7 +15,7 @@ from pydantic import Field
 from hexgen2.specs.base import Spec
 from hexgen2.specs.catalog.traces import read_csv, read_jsonl
 from hexgen2.specs.errors import InputError
-from hexgen2.specs.workload import Lengths, Marginals, Workload
+from hexgen2.specs.workload import FloatArray, Lengths, Marginals, Workload
 
 _FIXED = re.compile(r"fixed:(\d+)/(\d+)")
 
@@ -58,8 +58,8 @@ def load_workload(name_or_path: str) -> Workload:
     """A shipped workload, ``fixed:INPUT/OUTPUT``, or a trace file: a .csv with Azure's columns, a .jsonl with
     Mooncake's.
 
-    A shipped one has no arrival times: who uses it draws them (a Poisson process at a rate of choice; ``mean_rps``
-    is that of its trace). Raises InputError for an unknown name and for a file that is not such a trace.
+    A shipped one has no arrival times: its user draws them, from a Poisson process (``mean_rps`` is the rate of
+    its trace). Raises InputError for an unknown name and for a file that is not such a trace.
     """
     if name_or_path in workload_table().workloads:
         return _shipped(name_or_path)
@@ -92,13 +92,16 @@ def workload_table() -> WorkloadTable:
 def _shipped(name: str) -> Workload:
     table = workload_table()
     entry = table.workloads[name]
-    marginals = Marginals(
-        levels=np.array(table.levels),
-        inputs=np.array(entry.inputs),
-        outputs=np.array(entry.outputs),
-        rank_correlation=entry.rank_correlation,
-    )
+    levels, inputs, outputs = (_frozen(values) for values in (table.levels, entry.inputs, entry.outputs))
+    marginals = Marginals(levels, inputs, outputs, entry.rank_correlation)
     return Workload(name=name, marginals=marginals, mean_rps=entry.mean_rps)
+
+
+def _frozen(values: tuple[float, ...]) -> FloatArray:
+    """An array that cannot be written to: it is cached and shared."""
+    array = np.array(values)
+    array.setflags(write=False)
+    return array
 
 
 def _fixed(name: str) -> Workload:
