@@ -56,7 +56,8 @@ def class_mask(lengths: Lengths, name: str) -> NDArray[np.bool_]:
     """Which requests are in a class: hpld is heavy prompt (over 512 tokens), light decode (at most 128)."""
     heavy_prompt = lengths.inputs > HEAVY_PROMPT
     heavy_answer = lengths.outputs > HEAVY_ANSWER
-    return (heavy_prompt == (name[0] == "h")) & (heavy_answer == (name[2] == "h"))
+    chosen: NDArray[np.bool_] = (heavy_prompt == (name[0] == "h")) & (heavy_answer == (name[2] == "h"))
+    return chosen
 
 
 def describe(name: str) -> str:
