@@ -1,0 +1,27 @@
+"""From a plan to running processes: compile it to process specs, then launch those."""
+
+from hexgen2.deploy.compile import compile_plan
+from hexgen2.deploy.environment import check_engine
+from hexgen2.deploy.launcher import EngineFailed, Launcher, ProcessExit, Progress, ProgressCallback
+from hexgen2.deploy.local import LocalLauncher
+from hexgen2.deploy.options import EngineOptions
+from hexgen2.deploy.ports import PortSource, counted_ports, free_ports, require_free
+from hexgen2.deploy.spec import Deployment, ProcessSpec
+
+__all__ = [
+    "Deployment",
+    "EngineFailed",
+    "EngineOptions",
+    "Launcher",
+    "LocalLauncher",
+    "PortSource",
+    "ProcessExit",
+    "ProcessSpec",
+    "Progress",
+    "ProgressCallback",
+    "check_engine",
+    "compile_plan",
+    "counted_ports",
+    "free_ports",
+    "require_free",
+]

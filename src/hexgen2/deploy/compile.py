@@ -1,0 +1,141 @@
+"""A plan becomes processes: the argument vector, environment and ports of each, and the coordinator's
+config."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hexgen2.coordinator.config import CoordinatorConfig, EngineEndpoint, RouteShare
+from hexgen2.deploy import kv_transfer, numerics
+from hexgen2.deploy.engine import UNSET, EngineContext, Seat, arguments, environment
+from hexgen2.deploy.hosts import device_numbers, serving_hosts
+from hexgen2.deploy.options import EngineOptions
+from hexgen2.deploy.ports import PortSource
+from hexgen2.deploy.ranks import node_of, processes_of
+from hexgen2.deploy.spec import Deployment, ProcessSpec
+from hexgen2.specs.errors import InputError
+from hexgen2.specs.model import Model
+from hexgen2.specs.plan import Group, Plan
+
+
+def compile_plan(
+    plan: Plan, model: Model, ports: PortSource, options: EngineOptions | None = None, source: str = "plan"
+) -> Deployment:
+    """Compile a plan for vLLM. Pure but for ``ports``, which is asked for every port that a process listens
+    on.
+
+    ``model`` is what ``plan.model`` names, with the ``location`` that the engines load; ``source`` is what
+    errors call the plan. Raises InputError where vLLM cannot run the plan, or nodes have no address to serve
+    at.
+    """
+    options = options or EngineOptions()
+    if not plan.groups:
+        raise InputError(source, "groups", "is empty", "make the plan again")
+    if not model.location:
+        raise InputError(source, "model", f"there are no weights for {plan.model!r}", "give a model directory")
+    _check_layers(plan, model, source)
+    hosts = serving_hosts(plan.cluster, {node_of(gpu) for group in plan.groups for gpu in group.gpus})
+    transfer = kv_transfer.choose(plan, options, source)
+    context = EngineContext(
+        plan=plan,
+        model=model,
+        served_names=_served_names(plan, model),
+        numerics=numerics.agree(plan, model, options, source),
+        transfer=transfer,
+        options=options,
+        source=source,
+    )
+    devices = device_numbers(plan.cluster, hosts)
+    processes = tuple(
+        process for group in plan.groups for process in _processes(context, group, hosts, devices, ports)
+    )
+    notes = () if transfer is None else (f"KV caches: NIXL {transfer.mode}, since {transfer.reason}",)
+    return Deployment(processes=processes, coordinator=_coordinator(context, processes), notes=notes)
+
+
+def _processes(
+    context: EngineContext, group: Group, hosts: dict[str, str], devices: dict[str, int], ports: PortSource
+) -> list[ProcessSpec]:
+    shares = processes_of(group, context.source)
+    head = hosts[shares[0].node]
+    http = ports(head)
+    master = ports(head) if len(shares) > 1 else None
+    transfers = context.transfer is not None and group.role != "colocated"
+    side_channel = ports(head) if transfers else None
+    specs = []
+    for rank, share in enumerate(shares):
+        seat = Seat(
+            share=share,
+            rank=rank,
+            count=len(shares),
+            host=hosts[share.node],
+            head_host=head,
+            devices=tuple(devices[gpu] for gpu in share.gpus),
+            http_port=http,
+            master_port=master,
+            side_channel_port=side_channel,
+        )
+        name = group.id if len(shares) == 1 else f"{group.id}.{rank}"
+        listens = {"http": http, "master": master, "kv": side_channel} if rank == 0 else {}
+        specs.append(
+            ProcessSpec(
+                name=name,
+                group_id=group.id,
+                role=group.role,
+                rank=rank,
+                node=share.node,
+                host=seat.host,
+                argv=arguments(context, group, seat),
+                env=environment(context, group, seat),
+                unset=UNSET,
+                gpus=share.gpus,
+                ports={purpose: port for purpose, port in listens.items() if port is not None},
+                readiness_url=f"{_url(head, http)}/health" if rank == 0 else None,
+                log_name=f"{name}.log",
+            )
+        )
+    return specs
+
+
+def _coordinator(context: EngineContext, processes: tuple[ProcessSpec, ...]) -> CoordinatorConfig:
+    heads = {process.group_id: process for process in processes if process.rank == 0}
+    return CoordinatorConfig(
+        served_model_names=context.served_names,
+        engines=tuple(
+            EngineEndpoint(
+                group_id=group.id,
+                role=group.role,
+                url=_url(heads[group.id].host, heads[group.id].ports["http"]),
+                share=group.share,
+                max_batch=group.max_batch,
+            )
+            for group in context.plan.groups
+        ),
+        routes=tuple(
+            RouteShare(prefill=route.source, decode=route.target, share=route.share)
+            for route in context.plan.routes
+            if route.share > 0
+        ),
+    )
+
+
+def _url(host: str, port: int) -> str:
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _served_names(plan: Plan, model: Model) -> tuple[str, ...]:
+    """What clients may call the model: the plan's name for it; a directory goes by its own name."""
+    asked = Path(plan.model).name if "/" in plan.model else plan.model
+    return tuple(dict.fromkeys((asked, model.name)))
+
+
+def _check_layers(plan: Plan, model: Model, source: str) -> None:
+    for group in plan.groups:
+        held = sum(stage.layers for stage in group.stages)
+        if held != model.layers:
+            raise InputError(
+                source,
+                f"group {group.id}",
+                f"its stages hold {held} layers and {model.name} has {model.layers}",
+                "serve the model that was planned for, or plan again",
+            )

@@ -1,0 +1,146 @@
+"""The argument vector and the environment of one vLLM process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hexgen2.deploy.cpu_memory import cpu_cache
+from hexgen2.deploy.kv_transfer import Transfer
+from hexgen2.deploy.numerics import Numerics
+from hexgen2.deploy.options import EngineOptions
+from hexgen2.deploy.ranks import Share
+from hexgen2.specs.model import Model
+from hexgen2.specs.plan import Group, Plan
+
+SERVER = "vllm.entrypoints.openai.api_server"
+HEADLESS = "hexgen2.vllm_plugin.headless"
+UNI_EXECUTOR = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
+"""Given as a class, since vLLM's CPU platform turns the short name `uni` into `mp`."""
+
+VISIBLE_DEVICES = {"nvidia": "CUDA_VISIBLE_DEVICES", "amd": "HIP_VISIBLE_DEVICES"}
+
+UNSET = (
+    "VLLM_CPU_KVCACHE_SPACE",  # would override --kv-cache-memory-bytes
+    "VLLM_PP_LAYER_PARTITION",  # set below for groups that need it, and wrong for every other
+    "VLLM_PORT",  # would make engines of one machine count up from the same port
+    "VLLM_DP_RANK",
+    "VLLM_DP_SIZE",
+)
+"""Variables of the user's shell that would bend the engines away from the plan."""
+
+
+@dataclass(frozen=True)
+class EngineContext:
+    """What the processes of one deployment have in common."""
+
+    plan: Plan
+    model: Model
+    served_names: tuple[str, ...]
+    numerics: Numerics
+    transfer: Transfer | None
+    options: EngineOptions
+    source: str
+
+
+@dataclass(frozen=True)
+class Seat:
+    """Where one process of a group sits: its rank among the group's processes, its devices, addresses and
+    ports."""
+
+    share: Share
+    rank: int
+    count: int
+    host: str
+    head_host: str
+    devices: tuple[int, ...]
+    http_port: int
+    master_port: int | None
+    side_channel_port: int | None
+
+
+def arguments(context: EngineContext, group: Group, seat: Seat) -> tuple[str, ...]:
+    """The argument vector of one process of a group."""
+    options, stages = context.options, group.stages
+    head = seat.rank == 0
+    return (
+        options.python,
+        *("-m", SERVER if head else HEADLESS),
+        *("--model", context.model.location),
+        *("--served-model-name", *context.served_names),
+        *(("--host", seat.host, "--port", str(seat.http_port)) if head else ("--headless",)),
+        *("--tensor-parallel-size", str(stages[0].tp)),
+        *("--pipeline-parallel-size", str(len(stages))),
+        *_spanning(seat),
+        *context.numerics.arguments,
+        *("--max-num-seqs", str(group.max_batch)),
+        *("--max-num-batched-tokens", str(max(options.token_budget, group.max_batch))),
+        *_memory(context, group),
+        *_transfer(context, group),
+        "--disable-uvicorn-access-log",
+        *options.extra_arguments,
+    )
+
+
+def environment(context: EngineContext, group: Group, seat: Seat) -> dict[str, str]:
+    """The variables that a process needs beyond those of its launcher."""
+    env = {"VLLM_HOST_IP": seat.host, "VLLM_NO_USAGE_STATS": "1"}
+    vendor = context.numerics.vendor
+    if Path(context.model.location).is_absolute():
+        env["HF_HUB_OFFLINE"] = "1"  # the model is a directory: nothing may wait for a hub
+    if vendor in VISIBLE_DEVICES:
+        env[VISIBLE_DEVICES[vendor]] = ",".join(str(device) for device in seat.devices)
+    if vendor == "cpu":
+        env |= {
+            "HEXGEN2_VLLM_TUNING": "cpu",
+            "OMP_NUM_THREADS": "1",
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            # With TP vLLM compiles a helper of its embedding even in eager mode: 6 s of the first request.
+            "TORCH_COMPILE_DISABLE": "1",
+        }
+    if len(group.stages) > 1:
+        env["VLLM_PP_LAYER_PARTITION"] = ",".join(str(stage.layers) for stage in group.stages)
+    if seat.side_channel_port is not None:
+        env["VLLM_NIXL_SIDE_CHANNEL_HOST"] = seat.head_host
+        env["VLLM_NIXL_SIDE_CHANNEL_PORT"] = str(seat.side_channel_port)
+    return env
+
+
+def _spanning(seat: Seat) -> Sequence[str]:
+    """vLLM's multi-node executor, where a group is more than one process."""
+    if seat.count == 1:
+        return ()
+    return (
+        *("--nnodes", str(seat.count)),
+        *("--node-rank", str(seat.rank)),
+        *("--master-addr", seat.head_host),
+        *("--master-port", str(seat.master_port)),
+    )
+
+
+def _memory(context: EngineContext, group: Group) -> Sequence[str]:
+    """How much of its device an engine takes, and the longest request it accepts."""
+    options = context.options
+    if context.numerics.vendor != "cpu":
+        return (
+            *("--gpu-memory-utilization", str(options.memory_utilisation)),
+            # `auto`: the model's own limit, or what fits beside the weights where that is less.
+            *("--max-model-len", str(options.max_model_len or "auto")),
+        )
+    cache = cpu_cache(group, context.plan.cluster, context.model, context.numerics, options, context.source)
+    alone = len(group.gpus) == 1
+    return (
+        *("--kv-cache-memory-bytes", str(cache.kv_bytes)),
+        *("--max-model-len", str(cache.max_model_len)),
+        # Eager with a given cache size skips the warm-up; one rank needs no worker process.
+        "--enforce-eager",
+        *(("--distributed-executor-backend", UNI_EXECUTOR) if alone else ()),
+    )
+
+
+def _transfer(context: EngineContext, group: Group) -> Sequence[str]:
+    """The KV connector of a prefill or decode group; a colocated one has none."""
+    if context.transfer is None or group.role == "colocated":
+        return ()
+    return ("--kv-transfer-config", context.transfer.config(group, context.options))
