@@ -1,5 +1,18 @@
 """The front door: an OpenAI-compatible server that sends each request along the plan's routes."""
 
+from hexgen2.coordinator.auth import ApiKeys
 from hexgen2.coordinator.config import CoordinatorConfig, EngineEndpoint, Limits, RouteShare, Timeouts
+from hexgen2.coordinator.kv_totals import KvTotals, kv_transfer_totals
+from hexgen2.coordinator.service import Coordinator
 
-__all__ = ["CoordinatorConfig", "EngineEndpoint", "Limits", "RouteShare", "Timeouts"]
+__all__ = [
+    "ApiKeys",
+    "Coordinator",
+    "CoordinatorConfig",
+    "EngineEndpoint",
+    "KvTotals",
+    "Limits",
+    "RouteShare",
+    "Timeouts",
+    "kv_transfer_totals",
+]

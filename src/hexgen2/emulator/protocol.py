@@ -89,7 +89,7 @@ def parse(body: Any, chat: bool, model_names: tuple[str, ...], max_model_len: in
         stops=(stop,) if isinstance(stop, str) else tuple(stop),
         keep_stop=bool(body.get("include_stop_str_in_output")),
         echo=_echo_text(body["prompt"]) if echo else "",
-        logprobs=body.get("logprobs") not in (None, False),
+        logprobs=body.get("logprobs") is not None and body.get("logprobs") is not False,
         token_ids=bool(body.get("return_token_ids")),
         kv=body.get("kv_transfer_params"),
     )

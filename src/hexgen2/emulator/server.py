@@ -8,7 +8,7 @@ import json
 import time
 import uuid
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,7 +45,7 @@ class Received:
     """A request as it arrived, for tests that look at what a proxy sends."""
 
     path: str
-    headers: dict[str, str]
+    headers: Mapping[str, str]
     body: Any
     at: float
 
@@ -210,7 +210,7 @@ class EmulatedEngine:
         except ValueError as error:
             refused = protocol.error_body(400, f"invalid JSON: {error}", "BadRequestError")
             return web.json_response(refused, status=400)
-        self.received.append(Received(request.path, dict(request.headers), body, time.monotonic()))
+        self.received.append(Received(request.path, request.headers, body, time.monotonic()))
         fault = self.fault if self.fault is not None and self.fault.take() else None
         if fault is not None and fault.kind in ("http_500", "http_503"):
             status = int(fault.kind[5:])
@@ -295,7 +295,7 @@ class _Run:
         out = protocol.TextOut(self.g.stops, self.g.keep_stop)
         count = 0
         while (token := await sequence.queue.get()) is not None:
-            if self.fault is not None and count >= self.fault.after_tokens:
+            if self.fault is not None and count == self.fault.after_tokens:
                 await self._strike(self.fault)
             count += 1
             self.generated += 1

@@ -1,0 +1,56 @@
+"""`python -m hexgen2.coordinator --config FILE --host H --port P`: the coordinator as its own process."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import signal
+import sys
+from pathlib import Path
+
+from hexgen2.coordinator.auth import ApiKeys
+from hexgen2.coordinator.config import CoordinatorConfig
+from hexgen2.coordinator.service import Coordinator
+from hexgen2.specs.errors import InputError
+
+try:
+    from uvloop import run
+except ImportError:  # not on every platform; asyncio's own loop does the same, slower
+    from asyncio import run
+
+
+async def _serve(coordinator: Coordinator, host: str, port: int) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    async with coordinator.running(host, port):
+        print(f"coordinator on {coordinator.url}", file=sys.stderr, flush=True)
+        await stop.wait()
+        print("shutting down: running requests may finish", file=sys.stderr, flush=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Serve until SIGTERM or SIGINT. Exit codes: 0 stopped, 2 bad input."""
+    parser = argparse.ArgumentParser(prog="python -m hexgen2.coordinator", description=__doc__)
+    parser.add_argument("--config", type=Path, required=True, help="a coordinator config (JSON)")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--api-key-file", type=Path, help="one key a line; without it everyone may ask")
+    parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(
+        level=arguments.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    try:
+        config = CoordinatorConfig.load(arguments.config)
+        keys = ApiKeys.from_file(arguments.api_key_file) if arguments.api_key_file else None
+        run(_serve(Coordinator(config, keys), arguments.host, arguments.port))
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,238 @@
+"""The HTTP surface: routes, keys, errors as OpenAI bodies."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from importlib.metadata import PackageNotFoundError, version
+
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from hexgen2.coordinator import errors
+from hexgen2.coordinator.auth import ApiKeys
+from hexgen2.coordinator.calls import EngineClient
+from hexgen2.coordinator.config import CoordinatorConfig
+from hexgen2.coordinator.errors import ApiError
+from hexgen2.coordinator.kv_totals import kv_transfer_totals
+from hexgen2.coordinator.metrics import Metrics
+from hexgen2.coordinator.proxy import Proxy
+from hexgen2.coordinator.request import REQUEST_ID, parse_request, request_id
+
+log = logging.getLogger(__name__)
+
+_GENERATION = ("/v1/completions", "/v1/chat/completions")
+_GUARDED = ("/v1/", "/tokenize", "/detokenize")
+# Endpoints of vLLM's surface that a plan for generation does not serve: said clearly rather than as an
+# unknown address.
+_NOT_SERVED = (
+    "/v1/embeddings",
+    "/v1/responses",
+    "/v1/audio/transcriptions",
+    "/v1/audio/translations",
+    "/v1/rerank",
+)
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Api:
+    """The handlers, and the state that they share."""
+
+    def __init__(
+        self, config: CoordinatorConfig, client: EngineClient, metrics: Metrics, keys: ApiKeys | None
+    ) -> None:
+        self.config = config
+        self.client = client
+        self.metrics = metrics
+        self.keys = keys
+        self.draining = False
+        self.idle = asyncio.Event()
+        self.idle.set()
+        self._in_flight = 0
+        self._proxy = Proxy(config, client, metrics)
+        self._started = int(time.time())
+
+    def application(self) -> web.Application:
+        app = web.Application(
+            client_max_size=self.config.limits.max_body_bytes, middlewares=[self._errors, self._guard]
+        )
+        for path in _GENERATION:
+            app.router.add_post(path, self.generate)
+        for path in ("/tokenize", "/detokenize"):
+            app.router.add_post(path, self.pass_on)
+        for path in _NOT_SERVED:
+            app.router.add_post(path, self.not_served)
+        app.router.add_get("/v1/models", self.models)
+        app.router.add_get("/v1/models/{model:.+}", self.model)
+        app.router.add_get("/health", self.health)
+        app.router.add_get("/metrics", self.show_metrics)
+        app.router.add_get("/version", self.version)
+        return app
+
+    # Middlewares
+
+    @web.middleware
+    async def _errors(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Whatever goes wrong before the answer begins becomes an OpenAI error body."""
+        try:
+            return await handler(request)
+        except ApiError as error:
+            return _error_response(error)
+        except web.HTTPRequestEntityTooLarge:
+            return _error_response(errors.too_large(self.config.limits.max_body_bytes))
+        except web.HTTPNotFound:
+            return _error_response(errors.not_found(request.method, request.path))
+        except web.HTTPMethodNotAllowed as refused:
+            allowed = ", ".join(sorted(refused.allowed_methods))
+            return _error_response(
+                ApiError(405, f"Not allowed to {request.method} on {request.path}; use {allowed}.")
+            )
+        except web.HTTPException as refused:
+            return _error_response(ApiError(refused.status, refused.reason))
+        except (ConnectionError, asyncio.CancelledError):
+            raise
+        except Exception:
+            log.exception("request failed inside the coordinator")
+            return _error_response(ApiError(500, "Internal error of the coordinator.", kind="server_error"))
+
+    @web.middleware
+    async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        guarded = self.keys is not None and request.path.startswith(_GUARDED)
+        if guarded and self.keys is not None and not self.keys.allows(request.headers.get("Authorization")):
+            raise errors.unauthorised()
+        return await handler(request)
+
+    # Generation
+
+    async def generate(self, http: web.Request) -> web.StreamResponse:
+        """/v1/completions and /v1/chat/completions."""
+        if self.draining:
+            raise errors.shutting_down()
+        self._enter()
+        status, id_ = "cancelled", request_id(http.headers)
+        try:
+            names = self.config.served_model_names
+            request = parse_request(http.path, await http.read(), http.headers, id_, names)
+            limit_s = self.config.timeouts.request_s
+            try:
+                async with asyncio.timeout(limit_s):
+                    response = await self._proxy.serve(http, request)
+            except TimeoutError:
+                raise errors.took_too_long(limit_s) from None
+            status = str(response.status)
+            return response
+        except ApiError as error:
+            status = str(error.status)
+            error.request_id = id_
+            raise
+        except (asyncio.CancelledError, ConnectionError):
+            self.metrics.cancelled.inc()
+            raise
+        finally:
+            self.metrics.requests.labels(http.path, status).inc()
+            self._leave()
+
+    def _enter(self) -> None:
+        self._in_flight += 1
+        self.idle.clear()
+        self.metrics.in_flight.set(self._in_flight)
+
+    def _leave(self) -> None:
+        self._in_flight -= 1
+        self.metrics.in_flight.set(self._in_flight)
+        if self._in_flight == 0:
+            self.idle.set()
+
+    async def pass_on(self, http: web.Request) -> web.Response:
+        """/tokenize and /detokenize: any engine knows, and the answer is small."""
+        request = parse_request(
+            http.path, await http.read(), http.headers, request_id(http.headers), self.config.served_model_names
+        )
+        path = self.client.fleet.choose()
+        if path is None:
+            raise errors.no_path()
+        try:
+            async with self.client.call(path.target) as call:
+                within = self.config.timeouts.idle_s
+                await call.open(request.endpoint, request.raw, request.headers, within)
+                content = await call.read(within)
+        except errors.EngineFailure as failure:
+            raise failure.as_api_error() from failure
+        return web.Response(status=call.status, body=content, headers={"Content-Type": call.content_type})
+
+    async def not_served(self, http: web.Request) -> web.Response:
+        message = f"{http.path} is not served: this plan is for /v1/completions and /v1/chat/completions."
+        raise ApiError(404, message, code="endpoint_not_served")
+
+    # What the service says about itself
+
+    def _card(self, name: str) -> dict[str, object]:
+        lengths = [e.max_model_len for e in self.client.fleet.engines.values() if e.max_model_len is not None]
+        return {
+            "id": name,
+            "object": "model",
+            "created": self._started,
+            "owned_by": "hexgen2",
+            "root": self.config.served_model_names[0],
+            "parent": None,
+            "max_model_len": min(lengths, default=None),
+        }
+
+    async def models(self, _: web.Request) -> web.Response:
+        cards = [self._card(name) for name in self.config.served_model_names]
+        return web.json_response({"object": "list", "data": cards})
+
+    async def model(self, http: web.Request) -> web.Response:
+        name = http.match_info["model"]
+        if name not in self.config.served_model_names:
+            raise errors.unknown_model(name)
+        return web.json_response(self._card(name))
+
+    async def health(self, _: web.Request) -> web.Response:
+        """200 only while new requests can be served: at least one whole path is up and no shut-down has
+        begun.
+        """
+        fleet = self.client.fleet
+        ok = fleet.paths_up > 0 and not self.draining
+        state = "draining" if self.draining else "ok" if ok else "unavailable"
+        engines = {
+            engine.id: {
+                "role": engine.endpoint.role,
+                "up": engine.up,
+                "reason": engine.reason,
+                "in_flight": engine.in_flight,
+            }
+            for engine in fleet.engines.values()
+        }
+        body = {
+            "status": state,
+            "paths_up": fleet.paths_up,
+            "paths": len(fleet.planned.paths),
+            "engines": engines,
+        }
+        return web.json_response(body, status=200 if ok else 503)
+
+    async def show_metrics(self, _: web.Request) -> web.Response:
+        urls = {engine.id: engine.endpoint.url for engine in self.client.fleet.engines.values() if engine.up}
+        totals = await kv_transfer_totals(urls, self.client.session, timeout_s=1.0)
+        return web.Response(body=self.metrics.render(totals), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    async def version(self, _: web.Request) -> web.Response:
+        try:
+            number = version("hexgen2")
+        except PackageNotFoundError:
+            number = "unknown"
+        return web.json_response({"version": number})
+
+
+def _error_response(error: ApiError) -> web.Response:
+    headers = {"Content-Type": "application/json"}
+    if error.request_id is not None:
+        headers[REQUEST_ID] = error.request_id
+    if error.retry_after_s is not None:
+        headers["Retry-After"] = str(max(1, round(error.retry_after_s)))
+    return web.Response(status=error.status, body=json.dumps(error.body()).encode(), headers=headers)

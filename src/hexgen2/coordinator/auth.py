@@ -1,0 +1,47 @@
+"""API keys from a file."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Iterable
+from pathlib import Path
+
+from hexgen2.specs.errors import InputError
+
+
+class ApiKeys:
+    """Knows the digests of the keys, not the keys. An empty set lets nobody in."""
+
+    def __init__(self, keys: Iterable[str]) -> None:
+        self._digests = tuple(hashlib.sha256(key.encode()).digest() for key in keys)
+
+    @classmethod
+    def from_file(cls, path: Path | str) -> ApiKeys:
+        """One key a line; empty lines and lines that begin with # are skipped. InputError where none is
+        left.
+        """
+        try:
+            lines = Path(path).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "not UTF-8 text"
+            raise InputError(
+                str(path), "", f"cannot be read ({reason})", "give a file with one key a line"
+            ) from None
+        keys = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+        if not keys:
+            raise InputError(str(path), "", "holds no API key", "write one key a line")
+        return cls(keys)
+
+    def allows(self, authorization: str | None) -> bool:
+        """Whether an `Authorization` header carries one of the keys; the time taken does not tell which or
+        how near.
+        """
+        if authorization is None:
+            return False
+        scheme, _, key = authorization.partition(" ")
+        digest = hashlib.sha256(key.strip().encode("utf-8", "surrogateescape")).digest()
+        found = False
+        for known in self._digests:
+            found |= hmac.compare_digest(digest, known)
+        return found and scheme.lower() == "bearer"

@@ -1,0 +1,102 @@
+"""The engines as the coordinator knows them right now, and the choice of a path among those that are up."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from hexgen2.coordinator.config import CoordinatorConfig, EngineEndpoint
+from hexgen2.coordinator.errors import FailureKind
+from hexgen2.coordinator.routing import Path, SmoothRouter
+
+log = logging.getLogger(__name__)
+
+# Where the plan does not say how much a group runs at once, its share stands in: only the proportions matter.
+_NOMINAL_BATCH = 256.0
+
+
+class Call(Protocol):
+    """A request that an engine works on."""
+
+    def expire(self, kind: FailureKind, detail: str) -> None:
+        """End it now, for this reason."""
+        ...
+
+
+@dataclass(eq=False)
+class Engine:
+    """One engine's state. `calls` is what it works on, so that all of it can be ended at once."""
+
+    endpoint: EngineEndpoint
+    up: bool = False
+    reason: str = "not yet asked"
+    in_flight: int = 0
+    missed_polls: int = 0
+    max_model_len: int | None = None
+    calls: set[Call] = field(default_factory=set)
+
+    @property
+    def id(self) -> str:
+        return self.endpoint.group_id
+
+    @property
+    def load(self) -> float:
+        """Requests in flight over those that it is meant to run at once."""
+        return self.in_flight / (self.endpoint.max_batch or max(1.0, self.endpoint.share * _NOMINAL_BATCH))
+
+
+class Fleet:
+    """All engines, and three choices: the plan's paths, colocated engines alone, decode engines alone."""
+
+    def __init__(self, config: CoordinatorConfig) -> None:
+        self.engines = {endpoint.group_id: Engine(endpoint) for endpoint in config.engines}
+        colocated = [Path(None, e.group_id, e.share) for e in config.engines if e.role == "colocated"]
+        pairs = [Path(route.prefill, route.decode, route.share) for route in config.routes]
+        by_decode: dict[str, float] = {}
+        for route in config.routes:
+            by_decode[route.decode] = by_decode.get(route.decode, 0.0) + route.share
+        bound = config.limits.load_correction
+        self.planned = SmoothRouter([*pairs, *colocated], bound)
+        self._whole = SmoothRouter(colocated, bound)
+        self._decode_alone = SmoothRouter(
+            [Path(None, group, share) for group, share in by_decode.items()], bound
+        )
+
+    def choose(self, one_engine: bool = False, avoid: Collection[Path] = ()) -> Path | None:
+        """A path whose engines are all up; None where there is none.
+
+        With `one_engine` the request must not be split: colocated engines serve it, or else decode engines
+        alone. Paths in `avoid` (they failed this request already) are taken only where nothing else is
+        left.
+        """
+        routers = (self._whole, self._decode_alone) if one_engine else (self.planned,)
+        load = {engine.id: engine.load for engine in self.engines.values()}
+        for avoided in (avoid, ()) if avoid else ((),):
+            for router in routers:
+                path = router.choose(lambda p, out=avoided: p not in out and self.is_up(p), load)  # type: ignore[misc]
+                if path is not None:
+                    return path
+        return None
+
+    def is_up(self, path: Path) -> bool:
+        return all(self.engines[group].up for group in path.groups)
+
+    @property
+    def paths_up(self) -> int:
+        return sum(map(self.is_up, self.planned.paths))
+
+    def mark_up(self, engine: Engine) -> None:
+        engine.missed_polls = 0
+        if not engine.up:
+            log.info("engine %s is up", engine.id)
+            engine.up, engine.reason = True, "healthy"
+
+    def mark_down(self, engine: Engine, reason: str) -> None:
+        """Take an engine out and end what it was working on: a frozen engine would never do so itself."""
+        if engine.up:
+            log.warning("engine %s is down: %s", engine.id, reason)
+        engine.up, engine.reason = False, reason
+        for call in list(engine.calls):
+            call.expire("down", reason)

@@ -1,0 +1,80 @@
+"""The watch over the engines: /health polls bring them in and take them out."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+
+import aiohttp
+
+from hexgen2.coordinator.calls import EngineClient
+from hexgen2.coordinator.config import CoordinatorConfig
+from hexgen2.coordinator.fleet import Engine
+
+
+class HealthWatch:
+    """One task per engine. An engine is up with one good poll; it is down
+
+    - at once when it refuses the connection or answers 5xx (vLLM's core has died), and
+    - after `unhealthy_after` polls in a row that got no answer: a busy machine answers late now and then.
+    """
+
+    def __init__(self, config: CoordinatorConfig, client: EngineClient) -> None:
+        self._timeouts = config.timeouts
+        self._unhealthy_after = config.limits.unhealthy_after
+        self._client = client
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Poll every engine once, then go on in the background."""
+        engines = self._client.fleet.engines.values()
+        await asyncio.gather(*map(self.poll, engines))
+        self._tasks = [
+            asyncio.create_task(self._watch(engine), name=f"health-{engine.id}") for engine in engines
+        ]
+
+    async def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        for task in self._tasks:
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        self._tasks = []
+
+    async def _watch(self, engine: Engine) -> None:
+        while True:
+            await asyncio.sleep(self._timeouts.health_interval_s)
+            await self.poll(engine)
+
+    async def poll(self, engine: Engine) -> None:
+        """Ask one engine how it is and note the answer."""
+        fleet = self._client.fleet
+        try:
+            status = (await self._get(engine, "/health"))[0]
+        except (aiohttp.ClientConnectorError, aiohttp.ServerDisconnectedError, ConnectionError) as error:
+            fleet.mark_down(engine, f"no connection ({type(error).__name__})")
+        except (aiohttp.ClientError, TimeoutError):
+            engine.missed_polls += 1
+            if engine.missed_polls >= self._unhealthy_after or not engine.up:
+                fleet.mark_down(engine, f"no answer from /health, {engine.missed_polls} times in a row")
+        else:
+            if status == 200:
+                fleet.mark_up(engine)
+                if engine.max_model_len is None:
+                    await self._ask_length(engine)
+            else:
+                fleet.mark_down(engine, f"/health answered {status}")
+
+    async def _ask_length(self, engine: Engine) -> None:
+        """The longest context, shown by /v1/models; an engine that does not say leaves it open."""
+        with contextlib.suppress(aiohttp.ClientError, TimeoutError, ValueError, LookupError, TypeError):
+            status, body = await self._get(engine, "/v1/models")
+            if status == 200:
+                length = json.loads(body)["data"][0]["max_model_len"]
+                engine.max_model_len = int(length) if length is not None else None
+
+    async def _get(self, engine: Engine, path: str) -> tuple[int, bytes]:
+        timeout = aiohttp.ClientTimeout(total=self._timeouts.health_timeout_s)
+        async with self._client.session.get(engine.endpoint.url + path, timeout=timeout) as response:
+            return response.status, await response.read()

@@ -1,0 +1,130 @@
+"""What Prometheus sees at /metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from hexgen2.coordinator.fleet import Fleet
+from hexgen2.coordinator.kv_totals import KvTotals
+
+_TTFT_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0)
+_TPOT_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.5)
+_E2E_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0, 1280.0)
+
+_BY_GROUP = ("group", "role")
+
+
+class Metrics:
+    """All of a coordinator's metrics, in a registry of its own so that several can live in one process."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self.registry = CollectorRegistry()
+        self.ttft = self._histogram(
+            "time_to_first_token_seconds",
+            "From the request's arrival to the first token sent (streams only)",
+            _TTFT_BUCKETS,
+        )
+        self.tpot = self._histogram(
+            "time_per_output_token_seconds",
+            "Mean time between a stream's tokens after the first",
+            _TPOT_BUCKETS,
+        )
+        self.e2e = self._histogram(
+            "e2e_request_latency_seconds", "From the request's arrival to its last byte", _E2E_BUCKETS
+        )
+        self.leg_seconds = self._histogram(
+            "leg_seconds", "Time one engine spent on its part of a request", _E2E_BUCKETS
+        )
+        self.requests = Counter(
+            "hexgen2:requests", "Requests by outcome", ("endpoint", "status"), registry=self.registry
+        )
+        self.output_tokens = Counter("hexgen2:output_tokens", "Tokens sent to clients", registry=self.registry)
+        self.in_flight = Gauge("hexgen2:requests_in_flight", "Requests being served", registry=self.registry)
+        self.routed = Counter(
+            "hexgen2:route_requests",
+            "Requests sent along each route",
+            ("prefill", "target"),
+            registry=self.registry,
+        )
+        self.one_engine = Counter(
+            "hexgen2:one_engine_requests",
+            "Requests that cannot be split over two engines, by reason",
+            ("reason",),
+            registry=self.registry,
+        )
+        self.without_kv = Counter(
+            "hexgen2:legs_without_kv",
+            "First legs that came back without a KV cache: the decode engine computed the prompt itself",
+            registry=self.registry,
+        )
+        self.failures = Counter(
+            "hexgen2:engine_failures",
+            "Requests that an engine failed, by kind",
+            ("group", "role", "kind"),
+            registry=self.registry,
+        )
+        self.retries = Counter(
+            "hexgen2:retries",
+            "Requests started again on another route before any byte was sent",
+            registry=self.registry,
+        )
+        self.cancelled = Counter(
+            "hexgen2:requests_cancelled", "Requests whose client went away", registry=self.registry
+        )
+        self._fleet = FleetCollector(fleet)
+        self.registry.register(self._fleet)
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+        return Histogram(f"hexgen2:{name}", text, _BY_GROUP, buckets=buckets, registry=self.registry)
+
+    def render(self, kv: dict[str, KvTotals]) -> bytes:
+        """The exposition text, with the engines' own totals of KV transfers."""
+        self._fleet.kv = kv
+        return generate_latest(self.registry)
+
+
+class FleetCollector:
+    """Gauges read from the live state when they are asked for."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+        self.kv: dict[str, KvTotals] = {}
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._engines()
+        share = GaugeMetricFamily(
+            "hexgen2:route_share", "The plan's share of each route", labels=("prefill", "target")
+        )
+        for path in self._fleet.planned.paths:
+            share.add_metric((path.prefill or "", path.target), path.share)
+        yield share
+        yield from self._kv(self.kv.items())
+
+    def _engines(self) -> Iterator[Metric]:
+        up = GaugeMetricFamily("hexgen2:engine_up", "1 where the engine takes requests", labels=_BY_GROUP)
+        flight = GaugeMetricFamily("hexgen2:engine_in_flight", "Legs under way on the engine", labels=_BY_GROUP)
+        for engine in self._fleet.engines.values():
+            labels = (engine.id, engine.endpoint.role)
+            up.add_metric(labels, float(engine.up))
+            flight.add_metric(labels, engine.in_flight)
+        yield up
+        yield flight
+
+    def _kv(self, totals: Iterable[tuple[str, KvTotals]]) -> Iterator[Metric]:
+        moved = CounterMetricFamily(
+            "hexgen2:kv_transfer_bytes", "KV cache bytes received by the engine", labels=("group",)
+        )
+        seconds = CounterMetricFamily(
+            "hexgen2:kv_transfer_seconds", "Time the engine's KV transfers took, summed", labels=("group",)
+        )
+        count = CounterMetricFamily("hexgen2:kv_transfers", "KV transfers completed", labels=("group",))
+        failed = CounterMetricFamily("hexgen2:kv_transfers_failed", "KV transfers failed", labels=("group",))
+        for group, total in totals:
+            moved.add_metric((group,), total.bytes)
+            seconds.add_metric((group,), total.seconds)
+            count.add_metric((group,), total.transfers)
+            failed.add_metric((group,), total.failed)
+        yield from (moved, seconds, count, failed)

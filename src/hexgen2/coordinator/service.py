@@ -1,0 +1,113 @@
+"""The coordinator's life: start, serve, drain, stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+from collections.abc import AsyncIterator
+
+from aiohttp import web
+
+from hexgen2.coordinator.app import Api
+from hexgen2.coordinator.auth import ApiKeys
+from hexgen2.coordinator.calls import EngineClient
+from hexgen2.coordinator.config import CoordinatorConfig
+from hexgen2.coordinator.fleet import Fleet
+from hexgen2.coordinator.health import HealthWatch
+from hexgen2.coordinator.metrics import Metrics
+from hexgen2.specs.errors import InputError
+
+log = logging.getLogger(__name__)
+
+
+class Coordinator:
+    """The front door of a plan, to be embedded in an event loop:
+
+        async with Coordinator(config).running("127.0.0.1", 8000) as coordinator:
+            print(coordinator.url)
+            ...
+
+    Leaving the block drains: no new requests, those that run may finish within `timeouts.drain_s`.
+    """
+
+    def __init__(self, config: CoordinatorConfig, api_keys: ApiKeys | None = None) -> None:
+        self.config = config
+        self.fleet = Fleet(config)
+        self.metrics = Metrics(self.fleet)
+        self._client = EngineClient(self.fleet, config.timeouts)
+        self._health = HealthWatch(config, self._client)
+        self._keys = api_keys
+        self._api: Api | None = None
+        self._runner: web.AppRunner | None = None
+        self._site: web.TCPSite | None = None
+        self._host = ""
+
+    @property
+    def url(self) -> str:
+        """The address it listens on (with the real port where 0 was asked for)."""
+        assert self._runner is not None, "the coordinator is not running"
+        host = "127.0.0.1" if self._host in ("0.0.0.0", "::", "") else self._host
+        return f"http://{f'[{host}]' if ':' in host else host}:{self._runner.addresses[0][1]}"
+
+    @contextlib.asynccontextmanager
+    async def running(
+        self, host: str = "127.0.0.1", port: int = 0, api_keys: ApiKeys | None = None
+    ) -> AsyncIterator[Coordinator]:
+        """Serve inside the block. InputError where the port is taken."""
+        if api_keys is not None:
+            self._keys = api_keys
+        await self.start(host, port)
+        try:
+            yield self
+        finally:
+            await self.stop()
+
+    async def start(self, host: str, port: int) -> None:
+        self._api = Api(self.config, self._client, self.metrics, self._keys)
+        await self._client.start()
+        self._runner = web.AppRunner(
+            self._api.application(), handler_cancellation=True, access_log=None, shutdown_timeout=1.0
+        )
+        try:
+            await self._runner.setup()
+            self._site = web.TCPSite(self._runner, host, port, backlog=2048)
+            await self._health.start()
+            await self._site.start()
+        except OSError as error:
+            await self._close()
+            if error.errno == errno.EADDRINUSE:
+                raise InputError("--port", "", f"port {port} on {host} is in use", "give a free one") from None
+            problem = f"cannot listen on {host}:{port} ({error.strerror or error})"
+            raise InputError("--host", "", problem, "give an address of this machine") from None
+        self._host = host
+        log.info("coordinator listens on %s", self.url)
+
+    async def drain(self) -> bool:
+        """Refuse new requests and wait for those that run, `timeouts.drain_s` at most; whether all finished."""
+        assert self._api is not None, "the coordinator is not running"
+        self._api.draining = True
+        if self._site is not None:
+            await self._site.stop()
+            self._site = None
+        try:
+            async with asyncio.timeout(self.config.timeouts.drain_s):
+                await self._api.idle.wait()
+        except TimeoutError:
+            log.warning("requests were still running after %g s and are cut off", self.config.timeouts.drain_s)
+            return False
+        return True
+
+    async def stop(self) -> None:
+        """Drain, then close everything."""
+        if self._api is not None:
+            await self.drain()
+        await self._close()
+
+    async def _close(self) -> None:
+        await self._health.stop()
+        if self._runner is not None:
+            await self._runner.cleanup()
+        await self._client.close()
+        self._api = self._runner = self._site = None
