@@ -1,0 +1,79 @@
+"""Engine profiles: which groups and routes a runtime can execute, as rules that have names.
+
+A profile is data; its rules are predicates over layouts. Each returns the name of the rule that forbids a
+group or a route, or None, so that a plan can say what kept a better layout out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hexgen2.specs.errors import InputError
+from hexgen2.specs.plan import Role
+
+UNIFORM_TP = "uniform-tp"
+DECODE_PP = "decode-pp"
+PREFILL_PP = "prefill-pp"
+TP_DIVIDES = "tp-divides"
+
+RULES: dict[str, str] = {
+    UNIFORM_TP: "all stages of a group have one tensor-parallel size",
+    DECODE_PP: "a decode group that receives KV caches has one pipeline stage",
+    PREFILL_PP: "a prefill group has one pipeline stage",
+    TP_DIVIDES: "the tensor-parallel sizes of both ends of a route divide each other",
+}
+"""What each rule says, in words."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineProfile:
+    """What a runtime can execute.
+
+    ``uniform_tp``: one TP for all stages of a group. ``decode_pp`` / ``prefill_pp``: whether groups of that role
+    may have several stages (NIXL's pull connector wants one on both sides, its push connector only on the
+    decode side). ``tp_divides``: on every route P_TP and D_TP divide each other. Colocated groups move no KV
+    cache, so only ``uniform_tp`` binds them.
+    """
+
+    name: str
+    uniform_tp: bool = False
+    decode_pp: bool = True
+    prefill_pp: bool = True
+    tp_divides: bool = False
+
+    def group_rule(self, role: Role, tps: tuple[int, ...]) -> str | None:
+        """The rule that forbids a group with these TP sizes, stage by stage; None when it can run."""
+        if self.uniform_tp and len(set(tps)) > 1:
+            return UNIFORM_TP
+        if len(tps) > 1:
+            if role == "decode" and not self.decode_pp:
+                return DECODE_PP
+            if role == "prefill" and not self.prefill_pp:
+                return PREFILL_PP
+        return None
+
+    def route_rule(self, source: tuple[int, ...], target: tuple[int, ...]) -> str | None:
+        """The rule that forbids KV transfers between groups with these TP sizes; None when they can talk."""
+        if self.tp_divides:
+            for first in set(source):
+                for second in set(target):
+                    if max(first, second) % min(first, second):
+                        return TP_DIVIDES
+        return None
+
+
+ANY = EngineProfile("any")
+VLLM = EngineProfile("vllm", uniform_tp=True, decode_pp=False, prefill_pp=True, tp_divides=True)
+VLLM_ASYMMETRIC = EngineProfile("vllm-asymmetric")
+
+PROFILES: dict[str, EngineProfile] = {profile.name: profile for profile in (ANY, VLLM, VLLM_ASYMMETRIC)}
+
+
+def engine_profile(name: str) -> EngineProfile:
+    """The profile of that name; raises InputError for an unknown one."""
+    try:
+        return PROFILES[name]
+    except KeyError:
+        raise InputError(
+            "--engine", "", f"there is no engine profile {name!r}", f"use one of {', '.join(PROFILES)}"
+        ) from None

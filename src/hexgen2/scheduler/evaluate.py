@@ -1,0 +1,204 @@
+"""What a group of GPUs can do in each role: its layouts valued by the cost model, cached by signature.
+
+Groups with equal GPUs, counts and links have equal options whatever their nodes are called, so the cost model
+is asked once per signature and the result is put on the nodes at hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from hexgen2.cost import transfer
+from hexgen2.cost.layout import PlacedStage, Placement
+from hexgen2.scheduler.layouts import StageTemplate, Template, chains, layer_splits, valid_tps
+from hexgen2.scheduler.problem import Problem
+from hexgen2.scheduler.stage_values import NO_LINK, StageValues, Valued
+from hexgen2.scheduler.topology import Members, Topology
+from hexgen2.specs.plan import Role
+
+ROLES: tuple[Role, ...] = ("prefill", "decode", "colocated")
+Rule = Callable[[Sequence["Option"]], "Option"]
+Signature = tuple[object, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """A layout of a group in a role and what it is worth.
+
+    ``rps``: requests/s. ``latency_s``: for prefill the time of one mean request alone, for decode and colocated
+    groups the time per output token at ``max_batch`` sequences. ``forbidden``: the engine rule that keeps the
+    layout out, None when the engine can run it.
+    """
+
+    role: Role
+    template: Template
+    rps: float
+    max_batch: int
+    latency_s: float
+    forbidden: str | None = None
+
+    @property
+    def tps(self) -> tuple[int, ...]:
+        """TP size of each stage."""
+        return tuple(stage.tp for stage in self.template)
+
+
+def paper_rule(options: Sequence[Option]) -> Option:
+    """The paper's choice: prefill takes the lowest latency, decode (and colocated) the highest rate."""
+    if options[0].role == "prefill":
+        return min(options, key=lambda option: (option.latency_s, -option.rps))
+    return max(options, key=lambda option: (option.rps, -option.latency_s))
+
+
+def best_rate(options: Sequence[Option]) -> Option:
+    """The highest rate, then the lowest latency."""
+    return max(options, key=lambda option: (option.rps, -option.latency_s))
+
+
+class Evaluator:
+    """Values groups and routes of one problem. Holds caches and nothing else: results depend on inputs alone."""
+
+    def __init__(self, problem: Problem, rule: Rule = paper_rule) -> None:
+        self.problem = problem
+        self.topology = Topology(problem.cluster)
+        self.rule = rule
+        self.sizes = valid_tps(problem.model, max(8, max(self.topology.counts)))
+        self.values = StageValues(self.topology, problem.cost, problem.cost.moments(problem.lengths))
+        self._signatures: dict[Members, tuple[Signature, tuple[int, ...]]] = {}
+        self._layouts: dict[Signature, list[tuple[Template, Valued]]] = {}
+        self._options: dict[tuple[Signature, Role], tuple[Option, ...]] = {}
+        self._rules: dict[tuple[Signature, Role], Option | None] = {}
+        self._chosen: dict[tuple[Members, Role], Option | None] = {}
+        self._routes: dict[tuple[Template, Template], float] = {}
+
+    def options(self, members: Members, role: Role) -> tuple[Option, ...]:
+        """Every layout of the group in the role that fits into memory, also those the engine forbids."""
+        key, nodes = self._signature(members)
+        return tuple(_on_nodes(option, nodes) for option in self._role_options(key, members, nodes, role))
+
+    def allowed(self, members: Members, role: Role) -> tuple[Option, ...]:
+        """The group's layouts in a role that the engine can run."""
+        return tuple(option for option in self.options(members, role) if option.forbidden is None)
+
+    def choose(self, members: Members, role: Role) -> Option | None:
+        """The layout that the solver's rule picks for the group in the role; None when none fits."""
+        try:
+            return self._chosen[members, role]
+        except KeyError:
+            pass
+        key, nodes = self._signature(members)
+        if (key, role) not in self._rules:
+            options = self._role_options(key, members, nodes, role)
+            allowed = [option for option in options if option.forbidden is None]
+            self._rules[key, role] = self.rule(allowed) if allowed else None
+        found = self._rules[key, role]
+        chosen = None if found is None else _on_nodes(found, nodes)
+        self._chosen[members, role] = chosen
+        return chosen
+
+    def route(self, source: Option, target: Option) -> float:
+        """Requests/s that the route could carry if it had the network to itself; 0 when a rule forbids it."""
+        key = (source.template, target.template)
+        known = self._routes.get(key)
+        if known is None:
+            known = self._routes[key] = self._route(source, target)
+        return known
+
+    def _route(self, source: Option, target: Option) -> float:
+        problem = self.problem
+        if problem.engine.route_rule(source.tps, target.tps) is not None:
+            return 0.0
+        first, second = self.place([source.template, target.template])
+        return transfer.route_capacity(problem.model, problem.cluster, first, second, problem.lengths)
+
+    def place(self, groups: Sequence[Template]) -> list[Placement]:
+        """Real GPUs for groups: each node's GPUs in the order of the groups, ranks in the order of the nodes."""
+        free = [int(start) for start in self.topology.first]
+        placements: list[Placement] = []
+        for template in groups:
+            placed: list[PlacedStage] = []
+            layer = 0
+            for stage in template:
+                gpus: list[int] = []
+                for node, count in stage.members:
+                    gpus += range(free[node], free[node] + count)
+                    free[node] += count
+                placed.append(PlacedStage(tuple(gpus), layer, stage.layers))
+                layer += stage.layers
+            placements.append(tuple(placed))
+        return placements
+
+    def _role_options(
+        self, key: Signature, members: Members, nodes: tuple[int, ...], role: Role
+    ) -> tuple[Option, ...]:
+        """Options with nodes given as places in ``nodes``."""
+        known = self._options.get((key, role))
+        if known is None:
+            if key not in self._layouts:
+                self._layouts[key] = self._value(members, nodes)
+            found = (self._option(role, *layout) for layout in self._layouts[key])
+            known = self._options[key, role] = tuple(option for option in found if option.rps > 0)
+        return known
+
+    def _value(self, members: Members, nodes: tuple[int, ...]) -> list[tuple[Template, Valued]]:
+        """Layouts that hold a replica, with nodes given as places in ``nodes``."""
+        place = {node: index for index, node in enumerate(nodes)}
+        links = self.topology.link_class
+        layers = self.problem.model.layers
+        found: list[tuple[Template, Valued]] = []
+        for chain in chains(self.topology, members, self.sizes):
+            if len(chain) > layers:
+                continue
+            kinds = [self.values.kind(part) for part in chain]
+            upstream = [NO_LINK]
+            upstream += [int(links[a[0][0], b[0][0]]) for a, b in zip(chain, chain[1:], strict=False)]
+            local = [tuple((place[node], count) for node, count in part) for part in chain]
+            for split in layer_splits(self.values, kinds):
+                valued = self.values.value(kinds, split, upstream)
+                if valued.max_tokens > 0:
+                    template = tuple(map(StageTemplate, local, split))
+                    found.append((template, valued))
+        return found
+
+    def _option(self, role: Role, template: Template, valued: Valued) -> Option:
+        problem = self.problem
+        forbidden = problem.engine.group_rule(role, tuple(stage.tp for stage in template))
+        tpot = problem.slo.tpot_s if problem.objective == "goodput" else None
+        if role == "prefill":
+            prefill = self.values.prefill(valued)
+            batch = max(1, prefill.batch_requests)
+            return Option(role, template, prefill.rps, batch, prefill.latency_s, forbidden)
+        found = self.values.decode(valued, tpot) if role == "decode" else self.values.colocated(valued, tpot)
+        return Option(role, template, found.rps, max(1, found.max_batch), found.tpot_s, forbidden)
+
+    def _signature(self, members: Members) -> tuple[Signature, tuple[int, ...]]:
+        """A key that equal groups share, and the group's nodes in the key's order."""
+        known = self._signatures.get(members)
+        if known is not None:
+            return known
+        classes, links = self.topology.node_class, self.topology.link_class
+        nodes = [node for node, _ in members]
+        counts = dict(members)
+        if len(nodes) == 1:
+            key: Signature = (int(classes[nodes[0]]), counts[nodes[0]])
+        else:
+            rank = {
+                node: (int(classes[node]), counts[node], sorted(int(links[node, other]) for other in nodes))
+                for node in nodes
+            }
+            nodes.sort(key=lambda node: (rank[node], node))
+            key = (
+                *((int(classes[node]), counts[node]) for node in nodes),
+                *(int(links[a, b]) for place, a in enumerate(nodes) for b in nodes[:place]),
+            )
+        self._signatures[members] = (key, tuple(nodes))
+        return self._signatures[members]
+
+
+def _on_nodes(option: Option, nodes: tuple[int, ...]) -> Option:
+    template = tuple(
+        StageTemplate(tuple((nodes[place], count) for place, count in stage.members), stage.layers)
+        for stage in option.template
+    )
+    return replace(option, template=template)

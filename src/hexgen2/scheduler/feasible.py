@@ -1,0 +1,72 @@
+"""Whether a model fits, how much memory is lacking when not, and the messages that say so."""
+
+from __future__ import annotations
+
+from hexgen2.scheduler.evaluate import Evaluator
+from hexgen2.scheduler.layouts import layout_of, templates
+from hexgen2.scheduler.problem import Problem
+from hexgen2.specs.errors import InputError
+from hexgen2.specs.gpu import GIB
+
+
+def need_bytes(problem: Problem) -> float:
+    """Memory that one replica needs at least: all weights and the KV cache of the longest request."""
+    model = problem.model
+    longest = int((problem.lengths.inputs + problem.lengths.outputs).max())
+    return model.total_params * model.weight_bytes + longest * model.kv_bytes_per_token
+
+
+def missing_bytes(evaluator: Evaluator) -> float:
+    """Memory lacking for one replica over the whole cluster; 0 when some group of all GPUs holds one.
+
+    The least over the layouts of all GPUs together; where none can be laid out, the need less what all GPUs have.
+    """
+    problem = evaluator.problem
+    longest = int((problem.lengths.inputs + problem.lengths.outputs).max())
+    everything = evaluator.topology.everything
+    usable = evaluator.topology.memory_of(everything) * problem.cost.settings.memory_utilisation
+    lacking = max(0.0, need_bytes(problem) - usable)
+    if lacking > 0:
+        return lacking
+    found = [
+        problem.cost.missing_bytes(layout_of(evaluator.topology, template), longest)
+        for template in templates(evaluator.values, everything, evaluator.sizes)
+    ]
+    return min(found, default=0.0)
+
+
+def check_fits(evaluator: Evaluator) -> None:
+    """Raise InputError when the cluster cannot hold one replica of the model."""
+    problem = evaluator.problem
+    missing = missing_bytes(evaluator)
+    if missing > 0:
+        total = evaluator.topology.memory_of(evaluator.topology.everything)
+        raise InputError(
+            problem.place,
+            "nodes",
+            f"{problem.model.name} does not fit: one replica needs {need_bytes(problem) / GIB:.1f} GiB, the cluster's "
+            f"{total / GIB:.1f} GiB lack at least {missing / GIB:.2f} GiB",
+            "add GPUs, or take a smaller or quantised model",
+        )
+
+
+def no_disaggregation(evaluator: Evaluator) -> InputError:
+    """Why there is no plan with at least one prefill and one decode group."""
+    problem = evaluator.problem
+    usable = evaluator.topology.memory_of(evaluator.topology.everything)
+    usable *= problem.cost.settings.memory_utilisation
+    need = need_bytes(problem)
+    if usable < 2 * need:
+        return InputError(
+            problem.place,
+            "nodes",
+            "prefill and decode need a replica each: 2 replicas need "
+            f"{2 * need / GIB:.1f} GiB, {(2 * need - usable) / GIB:.2f} GiB more than is usable",
+            "add GPUs, or use a solver with colocated groups (--solver hexgen2)",
+        )
+    return InputError(
+        problem.place,
+        "nodes",
+        f"no pair of groups that the engine profile {problem.engine.name!r} can run holds {problem.model.name} twice",
+        "use nodes with more GPUs each, another --engine, or a solver with colocated groups (--solver hexgen2)",
+    )

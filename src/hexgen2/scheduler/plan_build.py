@@ -1,0 +1,177 @@
+"""From a solution of the search to a plan: ids, real GPUs, shares, routes, prices and the bottleneck in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from hexgen2.scheduler.evaluate import Evaluator, Option
+from hexgen2.scheduler.flow import describe_cut
+from hexgen2.scheduler.problem import Problem
+from hexgen2.scheduler.solution import Solution
+from hexgen2.specs.cluster import Cluster
+from hexgen2.specs.plan import Group, Objective, Plan, Rejection, Role, Route, Stage
+
+ROLE_LETTER: dict[Role, str] = {"prefill": "p", "decode": "d", "colocated": "c"}
+NEGLIGIBLE = 1e-9
+"""Part of the whole flow below which a route or group counts as unused."""
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What a solver knows besides its solution."""
+
+    upper_bound: float | None = None
+    rejected: tuple[Rejection, ...] = ()
+    shadow_prices: tuple[dict[str, Any], ...] = ()
+    notes: tuple[str, ...] = ()
+    routes: dict[tuple[int, int], float] = field(default_factory=dict)
+
+
+def build(
+    problem: Problem,
+    cluster: Cluster,
+    evaluator: Evaluator,
+    solution: Solution,
+    *,
+    solver: str,
+    seed: int,
+    wall_s: float,
+    extras: Extras,
+) -> Plan:
+    """The plan of a solution.
+
+    ``cluster`` is the one to write into the plan (its nodes in the user's order). Groups that carry nothing are
+    left out and named in the notes, as are GPUs in no group. Ids count by role, the busiest group first.
+    """
+    value = solution.value
+    used = [cell for cell in range(len(solution.cells)) if _carried(solution, cell) > NEGLIGIBLE * value]
+    order = sorted(used, key=lambda cell: (-_carried(solution, cell), cell))
+    ids: dict[int, str] = {}
+    for role, letter in ROLE_LETTER.items():
+        mine = [cell for cell in order if solution.cells[cell].role == role]
+        ids.update({cell: f"{letter}{place}" for place, cell in enumerate(mine)})
+    order = sorted(used, key=lambda cell: (list(ROLE_LETTER.values()).index(ids[cell][0]), int(ids[cell][1:])))
+
+    groups = _groups(problem, evaluator, solution, order, ids)
+    routes = _routes(solution, ids)
+    bottleneck = describe_cut(solution.flow, *(_named(solution, ids, role) for role in ROLE_LETTER))
+    return Plan(
+        cluster=cluster,
+        model=problem.model_name or problem.model.name,
+        workload=problem.workload,
+        engine=problem.engine.name,
+        solver=solver,
+        seed=seed,
+        profiles=problem.profiles,
+        slo=problem.slo,
+        objective=Objective(name=problem.objective, value=value, unit="requests/s"),
+        throughput_rps=value,
+        output_tokens_per_s=value * float(problem.lengths.outputs.mean()),
+        price_per_hour=sum(group.price_per_hour for group in groups),
+        upper_bound=extras.upper_bound,
+        gap=None if extras.upper_bound is None else max(0.0, extras.upper_bound / value - 1),
+        wall_s=wall_s,
+        groups=groups,
+        routes=routes,
+        bottleneck=bottleneck,
+        shadow_prices=extras.shadow_prices,
+        rejected=extras.rejected,
+        notes=(*extras.notes, *_idle_notes(problem, groups)),
+    )
+
+
+def _groups(
+    problem: Problem, evaluator: Evaluator, solution: Solution, order: Sequence[int], ids: dict[int, str]
+) -> tuple[Group, ...]:
+    options = [_option(solution, cell) for cell in order]
+    groups: list[Group] = []
+    placements = evaluator.place([option.template for option in options])
+    for cell, option, placement in zip(order, options, placements, strict=True):
+        gpus = problem.cluster.gpus
+        price = sum(problem.cluster.gpu_price(gpus[gpu].node) for stage in placement for gpu in stage.gpus)
+        groups.append(
+            Group(
+                id=ids[cell],
+                role=solution.cells[cell].role,
+                share=_carried(solution, cell) / solution.value,
+                price_per_hour=price,
+                capacity_rps=option.rps,
+                max_batch=option.max_batch,
+                stages=tuple(
+                    Stage(
+                        gpus=tuple(gpus[gpu].id for gpu in stage.gpus),
+                        tp=len(stage.gpus),
+                        first_layer=stage.first_layer,
+                        layers=stage.layers,
+                    )
+                    for stage in placement
+                ),
+            )
+        )
+    return tuple(groups)
+
+
+def _routes(solution: Solution, ids: dict[int, str]) -> tuple[Route, ...]:
+    flow = solution.flow
+    found: list[Route] = []
+    for row, column in zip(*np.nonzero(flow.routes > NEGLIGIBLE * solution.value), strict=True):
+        source = ids.get(solution.cell_at("prefill", int(row)))
+        target = ids.get(solution.cell_at("decode", int(column)))
+        if source is None or target is None:
+            continue
+        rps = float(flow.routes[row, column])
+        found.append(
+            Route.model_validate(
+                {
+                    "from": source,
+                    "to": target,
+                    "share": rps / solution.value,
+                    "rps": rps,
+                    "capacity_rps": float(flow.network.routes[row, column]),
+                }
+            )
+        )
+    return tuple(sorted(found, key=lambda route: (_number(route.source), _number(route.target))))
+
+
+def _carried(solution: Solution, cell: int) -> float:
+    """Requests/s through a cell."""
+    row = solution.place[cell]
+    if row < 0:
+        return 0.0
+    role = solution.cells[cell].role
+    flow = solution.flow
+    carried = {"prefill": flow.prefill, "decode": flow.decode, "colocated": flow.network.colocated}[role]
+    return float(carried[row])
+
+
+def _named(solution: Solution, ids: dict[int, str], role: Role) -> list[str]:
+    """Ids of a role's groups in the order of the network; idle ones (which no cut contains) have a dash."""
+    rows = [
+        (solution.place[cell], ids.get(cell, "-"))
+        for cell, found in enumerate(solution.cells)
+        if found.role == role and solution.place[cell] >= 0
+    ]
+    return [name for _, name in sorted(rows)]
+
+
+def _option(solution: Solution, cell: int) -> Option:
+    option = solution.options[cell]
+    assert option is not None, "a cell that carries requests has a layout"
+    return option
+
+
+def _idle_notes(problem: Problem, groups: Sequence[Group]) -> tuple[str, ...]:
+    busy = {gpu for group in groups for gpu in group.gpus}
+    idle = sorted(gpu.id for gpu in problem.cluster.gpus if gpu.id not in busy)
+    if not idle:
+        return ()
+    return (f"no request would gain from {len(idle)} of the GPUs, they are left free: {', '.join(idle)}",)
+
+
+def _number(name: str) -> int:
+    return int(name[1:])

@@ -1,0 +1,64 @@
+"""`schedule`: from a problem to a plan with the solver of the given name."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from hexgen2.scheduler import paper
+from hexgen2.scheduler.evaluate import Evaluator, paper_rule
+from hexgen2.scheduler.feasible import check_fits
+from hexgen2.scheduler.plan_build import Extras, build
+from hexgen2.scheduler.problem import Budget, Clock, Problem, ProgressCallback
+from hexgen2.scheduler.solution import Solution
+from hexgen2.scheduler.topology import canonical
+from hexgen2.specs.errors import InputError
+from hexgen2.specs.plan import Plan
+
+Solver = Callable[[Problem, int, Budget], tuple[Solution, Evaluator, Extras]]
+
+
+def schedule(
+    problem: Problem,
+    *,
+    solver: str = "paper",
+    seed: int = 0,
+    time_limit_s: float | None = None,
+    progress: ProgressCallback | None = None,
+    clock: Clock = time.perf_counter,
+) -> Plan:
+    """The plan that a solver finds; raises InputError when there is none.
+
+    Without a time limit the plan depends on the problem, the solver and the seed alone (``wall_s`` apart).
+    """
+    try:
+        run = SOLVERS[solver]
+    except KeyError:
+        raise InputError(
+            "--solver", "", f"there is no solver {solver!r}", f"use one of {', '.join(SOLVERS)}"
+        ) from None
+    if len(problem.lengths) == 0:
+        raise InputError(problem.workload, "", "the workload has no requests", "give one with at least one")
+    budget = Budget(clock, time_limit_s, progress)
+    sorted_problem = replace(problem, cluster=canonical(problem.cluster))
+    solution, evaluator, extras = run(sorted_problem, seed, budget)
+    return build(
+        sorted_problem,
+        problem.cluster,
+        evaluator,
+        solution,
+        solver=solver,
+        seed=seed,
+        wall_s=budget.spent_s,
+        extras=extras,
+    )
+
+
+def _paper(problem: Problem, seed: int, budget: Budget) -> tuple[Solution, Evaluator, Extras]:
+    evaluator = Evaluator(problem, paper_rule)
+    check_fits(evaluator)
+    return paper.search(problem, evaluator, seed, budget), evaluator, Extras()
+
+
+SOLVERS: dict[str, Solver] = {"paper": _paper}
