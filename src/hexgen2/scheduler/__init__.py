@@ -1,4 +1,4 @@
-"""From a cluster, a model and a load to a plan: partition, layouts, flow, refinement (the paper's section 3)."""
+"""From a cluster, a model and a load to a plan: partition, layouts, flow, refinement."""
 
 from hexgen2.scheduler.engines import PROFILES, EngineProfile, engine_profile
 from hexgen2.scheduler.problem import Problem, Progress

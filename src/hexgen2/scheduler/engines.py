@@ -29,8 +29,8 @@ RULES: dict[str, str] = {
 class EngineProfile:
     """What a runtime can execute.
 
-    ``uniform_tp``: one TP for all stages of a group. ``decode_pp`` / ``prefill_pp``: whether groups of that role
-    may have several stages (NIXL's pull connector wants one on both sides, its push connector only on the
+    ``uniform_tp``: one TP for all stages of a group. ``decode_pp`` / ``prefill_pp``: whether groups of that
+    role may have several stages (NIXL's pull connector wants one on both sides, its push connector only on the
     decode side). ``tp_divides``: on every route P_TP and D_TP divide each other. Colocated groups move no KV
     cache, so only ``uniform_tp`` binds them.
     """

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from hexgen2.cost import transfer
 from hexgen2.cost.layout import PlacedStage, Placement
@@ -57,7 +58,7 @@ def best_rate(options: Sequence[Option]) -> Option:
 
 
 class Evaluator:
-    """Values groups and routes of one problem. Holds caches and nothing else: results depend on inputs alone."""
+    """Values groups and routes of one problem. It holds caches and nothing else."""
 
     def __init__(self, problem: Problem, rule: Rule = paper_rule) -> None:
         self.problem = problem
@@ -113,7 +114,7 @@ class Evaluator:
         return transfer.route_capacity(problem.model, problem.cluster, first, second, problem.lengths)
 
     def place(self, groups: Sequence[Template]) -> list[Placement]:
-        """Real GPUs for groups: each node's GPUs in the order of the groups, ranks in the order of the nodes."""
+        """Real GPUs for groups: each node's in the order of the groups, ranks in the order of the nodes."""
         free = [int(start) for start in self.topology.first]
         placements: list[Placement] = []
         for template in groups:
@@ -152,7 +153,7 @@ class Evaluator:
                 continue
             kinds = [self.values.kind(part) for part in chain]
             upstream = [NO_LINK]
-            upstream += [int(links[a[0][0], b[0][0]]) for a, b in zip(chain, chain[1:], strict=False)]
+            upstream += [int(links[a[0][0], b[0][0]]) for a, b in pairwise(chain)]
             local = [tuple((place[node], count) for node, count in part) for part in chain]
             for split in layer_splits(self.values, kinds):
                 valued = self.values.value(kinds, split, upstream)

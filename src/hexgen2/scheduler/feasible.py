@@ -19,7 +19,7 @@ def need_bytes(problem: Problem) -> float:
 def missing_bytes(evaluator: Evaluator) -> float:
     """Memory lacking for one replica over the whole cluster; 0 when some group of all GPUs holds one.
 
-    The least over the layouts of all GPUs together; where none can be laid out, the need less what all GPUs have.
+    The least over the layouts of all GPUs together; where none can be laid out, the need less all memory.
     """
     problem = evaluator.problem
     longest = int((problem.lengths.inputs + problem.lengths.outputs).max())
@@ -44,8 +44,8 @@ def check_fits(evaluator: Evaluator) -> None:
         raise InputError(
             problem.place,
             "nodes",
-            f"{problem.model.name} does not fit: one replica needs {need_bytes(problem) / GIB:.1f} GiB, the cluster's "
-            f"{total / GIB:.1f} GiB lack at least {missing / GIB:.2f} GiB",
+            f"{problem.model.name} does not fit: one replica needs {need_bytes(problem) / GIB:.1f} GiB, "
+            f"the cluster's {total / GIB:.1f} GiB lack at least {missing / GIB:.2f} GiB",
             "add GPUs, or take a smaller or quantised model",
         )
 
@@ -67,6 +67,6 @@ def no_disaggregation(evaluator: Evaluator) -> InputError:
     return InputError(
         problem.place,
         "nodes",
-        f"no pair of groups that the engine profile {problem.engine.name!r} can run holds {problem.model.name} twice",
+        f"no two groups that the engine profile {problem.engine.name!r} can run hold {problem.model.name}",
         "use nodes with more GPUs each, another --engine, or a solver with colocated groups (--solver hexgen2)",
     )

@@ -137,9 +137,7 @@ def describe_cut(
     """The minimum cut with the groups' ids: its elements, and in words what limits the plan."""
     groups_p = [prefill[int(place[1])] for place in flow.cut if place[0] == "prefill"]
     groups_d = [decode[int(place[1])] for place in flow.cut if place[0] == "decode"]
-    routes = [
-        f"{prefill[int(place[1])]}→{decode[int(place[2])]}" for place in flow.cut if place[0] == "route"
-    ]
+    routes = [f"{prefill[int(place[1])]}→{decode[int(place[2])]}" for place in flow.cut if place[0] == "route"]
     parts = []
     if groups_p:
         parts.append(_phrase("prefill", groups_p, len(prefill)))

@@ -11,7 +11,7 @@ import heapq
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import permutations, product
+from itertools import pairwise, permutations, product
 
 from hexgen2.cost.layout import Layout, StageShape
 from hexgen2.scheduler.stage_values import StageKind, StageValues
@@ -63,7 +63,9 @@ def water_fill(total: int, weights: Sequence[float], limits: Sequence[int]) -> t
     if total < len(weights) or any(limit < 1 for limit in limits) or sum(limits) < total:
         return None
     share = total / sum(weights)
-    layers = [max(1, min(limit, int(weight * share) - 1)) for weight, limit in zip(weights, limits, strict=True)]
+    layers = [
+        max(1, min(limit, int(weight * share) - 1)) for weight, limit in zip(weights, limits, strict=True)
+    ]
     left = total - sum(layers)
     if left < 0:  # many slow stages: their minimum of one layer is more than their part
         layers, left = [1] * len(weights), total - len(weights)
@@ -100,7 +102,7 @@ def pipeline_order(topology: Topology, nodes: Sequence[int]) -> tuple[int, ...]:
     """The nodes along the path whose slowest link is fastest (then the fastest in sum)."""
 
     def cost(path: Sequence[int]) -> tuple[float, float]:
-        seconds = [1 / topology.bandwidth[a, b] for a, b in zip(path, path[1:], strict=False)]
+        seconds = [1 / topology.bandwidth[a, b] for a, b in pairwise(path)]
         return max(seconds, default=0.0), sum(seconds)
 
     if len(nodes) <= 2:
@@ -148,7 +150,8 @@ def layer_splits(values: StageValues, chain: Sequence[StageKind]) -> Iterator[tu
         yield (layers,)
         return
     rooms = [
-        values.room(kind, first=place == 0, last=place == final, alone=False) for place, kind in enumerate(chain)
+        values.room(kind, first=place == 0, last=place == final, alone=False)
+        for place, kind in enumerate(chain)
     ]
     limits = [int(room.free // room.per_layer) for room in rooms]
     if min(limits) < 1 or sum(limits) < layers:

@@ -18,7 +18,7 @@ STEPS = (1, 2, 4)
 
 
 def bottlenecks(solution: Solution) -> tuple[list[int], list[int]]:
-    """(cells saturated in the minimum cut, cells at the ends of routes saturated in it), each without repeats."""
+    """(cells saturated in the minimum cut, cells at the ends of routes saturated in it), without repeats."""
     groups: list[int] = []
     ends: list[int] = []
     for kind, *rows in solution.flow.cut:
@@ -114,9 +114,7 @@ def exchanged(cells: Cells, first: int, from_first: Members, second: int, from_s
 def merge(cells: Cells, first: int, second: int) -> Cells:
     """Both cells as one, in the first's role."""
     joined = Cell(combined(cells[first].members, cells[second].members), cells[first].role)
-    return tuple(
-        joined if place == first else cell for place, cell in enumerate(cells) if place != second
-    )
+    return tuple(joined if place == first else cell for place, cell in enumerate(cells) if place != second)
 
 
 def split(cells: Cells, cell: int) -> Iterator[Cells]:

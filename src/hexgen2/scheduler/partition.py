@@ -47,7 +47,7 @@ def spectral_bisection(weights: FloatArray, memory: FloatArray) -> Bisection:
 
 
 def split_by_memory(order: IntArray, memory: FloatArray, part: float) -> tuple[IntArray, IntArray]:
-    """Cut an ordered run of vertices where the first piece has closest to ``part`` of the memory (neither empty)."""
+    """Cut an ordered run of vertices where the first piece has closest to ``part`` of the memory."""
     filled = np.cumsum(memory[order])
     at = int(np.argmin(np.abs(filled[:-1] - part * filled[-1]))) + 1
     return order[:at], order[at:]

@@ -1,4 +1,4 @@
-"""From a solution of the search to a plan: ids, real GPUs, shares, routes, prices and the bottleneck in words."""
+"""From a solution of the search to a plan: ids, real GPUs, shares, routes, prices, the bottleneck in words."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class StageKind:
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """Memory of the fullest GPU of a stage kind: bytes free before any layer, and bytes of weights per layer."""
+    """Memory of the fullest GPU of a stage kind: bytes free before any layer, and weights per layer."""
 
     free: float
     per_layer: float
@@ -80,9 +80,7 @@ class StageValues:
         if known is None:
             model, middle = self.cost.model, self.cost.model.layers // 2
             one, two = (
-                stage_weight_bytes(
-                    model, StageShape(kind.gpu, kind.tp, layers), middle, first=first, last=last
-                )
+                stage_weight_bytes(model, StageShape(kind.gpu, kind.tp, layers), middle, first=first, last=last)
                 for layers in (1, 2)
             )
             free = self._free(kind, 1, middle, first=first, last=last, alone=alone)
@@ -112,9 +110,7 @@ class StageValues:
 
     def prefill(self, valued: Valued) -> PrefillCapacity:
         """Capacity as a prefill group."""
-        return capacity.prefill_capacity(
-            valued.costs, self.moments, valued.max_tokens, self.cost.settings
-        )
+        return capacity.prefill_capacity(valued.costs, self.moments, valued.max_tokens, self.cost.settings)
 
     def decode(self, valued: Valued, tpot_s: float | None) -> DecodeCapacity:
         """Capacity as a decode group."""

@@ -6,8 +6,10 @@ which node a group has: its *members*, a sorted tuple of (node, count). Real GPU
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -99,7 +101,8 @@ class Topology:
     @cached_property
     def node_class(self) -> NDArray[np.int64]:
         """(N,) nodes of one class have the same GPU type and the same link inside."""
-        keys = [(kind.name, link.bandwidth, link.latency) for kind, link in zip(self.types, self.intra, strict=True)]
+        pairs = zip(self.types, self.intra, strict=True)
+        keys = [(kind.name, link.bandwidth, link.latency) for kind, link in pairs]
         place = {key: index for index, key in enumerate(sorted(set(keys)))}
         return np.array([place[key] for key in keys])
 
@@ -176,7 +179,6 @@ def canonical(cluster: Cluster) -> Cluster:
     )
 
 
-def _ranks(keys: list[tuple[object, ...]]) -> NDArray[np.float64]:
-    place = {key: index for index, key in enumerate(sorted(set(keys)))}  # type: ignore[type-var]
+def _ranks(keys: Sequence[tuple[Any, ...]]) -> NDArray[np.float64]:
+    place = {key: index for index, key in enumerate(sorted(set(keys)))}
     return np.array([float(place[key]) for key in keys])
-
