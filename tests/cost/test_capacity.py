@@ -48,7 +48,7 @@ class TestPrefill:
     def test_hand_worked(self, exact: CostModel, gpu: GpuType) -> None:
         # Budget 1000: 4 prompts of 250; 18 ms of products and 4·250² = 250 000: 0.5 ms of attention a layer.
         capacity = exact.prefill_capacity((StageShape(gpu, 1, 4),), fixed(250, 10))
-        assert capacity.batch_requests == 4
+        assert (capacity.batch_requests, capacity.max_batch) == (4, 8)
         assert capacity.rps == pytest.approx(4 / (4 * 18.5e-3 + HEAD_READ))
         assert capacity.latency_s == pytest.approx(4 * (4.5e-3 + 0.125e-3) + HEAD_READ)
         assert capacity.bottleneck_stage == 0

@@ -1,8 +1,8 @@
 """The default efficiencies against measured times of Llama-2-70B on A100 and H100.
 
-The table is of a 2023 engine with large fixed overheads (about 43 ms a decode step on an A100 whatever the TP), the
-defaults are for a current one: this holds the order of magnitude and the direction of the difference, no more. The
-fit on the table (the profile `splitwise-2023`) is checked elsewhere.
+The table is of a 2023 engine with large fixed overheads (about 43 ms a decode step on an A100 whatever the TP),
+the defaults are for a current one: this holds the order of magnitude and the direction of the difference, no
+more. The fit on the table (the profile `splitwise-2023`) is checked elsewhere.
 """
 
 from __future__ import annotations

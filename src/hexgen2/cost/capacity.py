@@ -18,12 +18,17 @@ from hexgen2.cost.stage import StageCost
 
 @dataclass(frozen=True, slots=True)
 class PrefillCapacity:
-    """``latency_s``: one mean request alone. ``batch_requests``: whole requests in a batch at saturation."""
+    """``latency_s``: one mean request alone. ``batch_requests``: mean requests in a batch at saturation.
+
+    ``max_batch``: sequences that the engine may run at once, more than ``batch_requests``: every stage
+    has a batch under way, and short prompts fill the token budget with more of them.
+    """
 
     rps: float
     latency_s: float
     batch_requests: int
     bottleneck_stage: int
+    max_batch: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +75,25 @@ def decode_cycle(costs: Sequence[StageCost], batch: float, context: float) -> fl
     p stages run min(p, batch) micro-batches. A micro-batch comes around when it has passed all stages, and when
     each of the others has passed the slowest one.
     """
-    return _cycle(costs, batch, batch, 0.0, context, batch)
+    return cycle_seconds(costs, batch, batch, 0.0, context, batch)
+
+
+def cycle_seconds(
+    costs: Sequence[StageCost], sequences: float, tokens: float, squares: float, context: float, yields: float
+) -> float:
+    """Seconds in which an iteration's work (see `StageCost.seconds`) passes a pipeline of p stages.
+
+    It is cut evenly into min(p, sequences) micro-batches, one in each stage at a time.
+
+    Example: two stages of 3 and 1 s per micro-batch: two micro-batches take 2 × 3 s, a single one 3 + 1 s.
+    """
+    micro = min(len(costs), sequences)
+    total = slowest = 0.0
+    for cost in costs:
+        seconds = cost.seconds(tokens / micro, squares / micro, context / micro, yields / micro)
+        total += seconds
+        slowest = max(slowest, seconds)
+    return max(total, micro * slowest)
 
 
 def prefill_capacity(
@@ -85,14 +108,15 @@ def prefill_capacity(
     latency = prefill_latency(count, alone)
     slowest = max(range(len(alone)), key=alone.__getitem__)
     if moments.longest_input > max_tokens:
-        return PrefillCapacity(0.0, latency, 0, slowest)
+        return PrefillCapacity(0.0, latency, 0, slowest, 0)
     room = min(settings.token_budget, max_tokens / len(costs))
     batch = max(1, min(settings.max_batch, floor(room / moments.input)))
     count, times = prefill_times(
         costs, batch * moments.input, batch * moments.input_sq, batch, settings.token_budget
     )
     slowest = max(range(len(times)), key=times.__getitem__)
-    return PrefillCapacity(batch / (count * times[slowest]), latency, batch, slowest)
+    most = max(batch, min(settings.max_batch, floor(max_tokens / moments.input)))
+    return PrefillCapacity(batch / (count * times[slowest]), latency, batch, slowest, most)
 
 
 def decode_capacity(
@@ -130,7 +154,7 @@ def colocated_capacity(
         arriving = batch * prompts
         tokens = batch + arriving * moments.input
         squares = arriving * moments.input_sq
-        return _cycle(costs, batch, tokens, squares, batch * moments.context, batch + arriving)
+        return cycle_seconds(costs, batch, tokens, squares, batch * moments.context, batch + arriving)
 
     count, alone = prefill_times(costs, moments.input, moments.input_sq, 1.0, settings.token_budget)
     latency = prefill_latency(count, alone)
@@ -157,18 +181,6 @@ def memory_batch(moments: Moments, max_tokens: int, settings: Settings) -> int:
     spread = settings.headroom_sigmas * moments.context_std
     root = (sqrt(spread * spread + 4 * mean * max_tokens) - spread) / (2 * mean)
     return max(1, floor(root * root + 1e-9))
-
-
-def _cycle(
-    costs: Sequence[StageCost], batch: float, tokens: float, squares: float, context: float, yields: float
-) -> float:
-    micro = min(len(costs), batch)
-    total = slowest = 0.0
-    for cost in costs:
-        seconds = cost.seconds(tokens / micro, squares / micro, context / micro, yields / micro)
-        total += seconds
-        slowest = max(slowest, seconds)
-    return max(total, micro * slowest)
 
 
 def _largest_batch(
