@@ -1,21 +1,22 @@
-"""A process that runs one engine and leaves nothing of it behind: `python guard.py GRACE_SECONDS --
-COMMAND...`.
+"""A process that runs one engine and leaves nothing of it behind.
+
+    python -I -S guard.py GRACE_SECONDS -- COMMAND...
 
 vLLM is a tree of processes, and a tree does not fall with its trunk: an engine core whose API server was
 killed may live on and hold its GPU. So the launcher starts this guard, and the guard starts the engine.
 
-- It is a child subreaper (prctl PR_SET_CHILD_SUBREAPER): whatever the engine starts, in whatever session, is the
-  guard's descendant for ever, so it can be found and killed.
-- Its standard input is a pipe from the launcher. When the launcher dies, however it dies, the kernel closes the
-  pipe, and the guard ends the engine. SIGTERM and SIGINT do the same.
-- The engine's first process is killed by the kernel when the guard dies (PR_SET_PDEATHSIG). That does not reach
-  further down, so `kill -9` on the guard itself is the one way to leave orphans.
+- It is a child subreaper (prctl PR_SET_CHILD_SUBREAPER): whatever the engine starts, in whatever session, is
+  the guard's descendant for ever, so it can be found and killed.
+- Its standard input is a pipe from the launcher. When the launcher dies, however it dies, the kernel closes
+  the pipe, and the guard ends the engine. SIGTERM and SIGINT do the same.
+- The engine's first process is killed by the kernel when the guard dies (PR_SET_PDEATHSIG). That does not
+  reach further down, so `kill -9` on the guard itself is the one way to leave orphans.
 
 Ending the engine: SIGTERM to its first process, GRACE_SECONDS for that one to leave, SIGKILL for all that is
 left. When the engine ends by itself, what it left is killed too. The exit code is the engine's, 128 + n for
 signal n.
 
-Linux only. Run by its path with `python -I -S`, it needs the standard library alone and some 10 MB.
+Linux only. Run by its path, outside any package, it needs the standard library alone and some 10 MB.
 """
 
 from __future__ import annotations

@@ -43,6 +43,7 @@ class LocalLauncher:
         self.run_dir = run_dir
         self._grace_s = grace_s
         self._running: list[_Running] = []
+        self._told: set[str] = set()
         self._started = 0.0
 
     async def __aenter__(self) -> LocalLauncher:
@@ -93,15 +94,20 @@ class LocalLauncher:
                     await asyncio.sleep(POLL_S)
 
     async def watch(self) -> ProcessExit:
-        """Return when one of the processes ends by itself."""
-        tasks = [asyncio.create_task(running.process.wait()) for running in self._running]
+        """Return when a process ends by itself; each process is told of once."""
+        alive = [running for running in self._running if running.spec.name not in self._told]
+        tasks = {asyncio.create_task(running.process.wait()): running for running in alive}
         try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if not tasks:
+                await asyncio.get_running_loop().create_future()  # nothing left that could end
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for task in tasks:
                 task.cancel()
-        gone = next(filter(None, (self._exit_of(running) for running in self._running)), None)
-        assert gone is not None, "a wait ended, so a process did"
+        running = tasks[done.pop()]
+        self._told.add(running.spec.name)
+        gone = self._exit_of(running)
+        assert gone is not None, "its wait ended, so it did"
         return gone
 
     async def stop(self) -> None:

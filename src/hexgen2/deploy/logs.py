@@ -35,8 +35,8 @@ def cause(lines: Iterable[str], limit: int = 4) -> list[str]:
     Exceptions come first, those that merely report another process's failure only where there is nothing
     better; then complaints without one; then simply the last lines.
 
-    >>> cause(["loading", "ValueError: 3 KV heads", "RuntimeError: Engine core initialization failed. See above"])
-    ['ValueError: 3 KV heads']
+    >>> cause(["loading", "ValueError: 3 heads", "RuntimeError: Engine core initialization failed"])
+    ['ValueError: 3 heads']
     """
     lines = list(lines)
     exceptions = list(dict.fromkeys(line.strip() for line in lines if _EXCEPTION.match(line.strip())))

@@ -1,0 +1,286 @@
+"""The local launcher, on small fake engines: ready, slow, dying, stubborn, and abandoned by their launcher."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hexgen2.coordinator.config import CoordinatorConfig, EngineEndpoint
+from hexgen2.deploy import Deployment, EngineFailed, LocalLauncher, ProcessSpec, Progress, free_ports
+from hexgen2.specs import InputError
+
+FAKE = Path(__file__).with_name("fake_engine.py")
+
+
+class Family:
+    """The processes of the fake engines of a test."""
+
+    def __init__(self, folder: Path) -> None:
+        self._pids = folder / "pids"
+
+    @property
+    def path(self) -> str:
+        return str(self._pids)
+
+    def pids(self) -> list[int]:
+        return [int(line) for line in self._pids.read_text().split()] if self._pids.exists() else []
+
+    def alive(self) -> list[int]:
+        """Those that still run (a zombie does not)."""
+        found = []
+        for pid in self.pids():
+            try:
+                state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+            except OSError:
+                continue
+            if state != "Z":
+                found.append(pid)
+        return found
+
+    def gone_within(self, seconds: float) -> bool:
+        deadline = time.monotonic() + seconds
+        while self.alive() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return not self.alive()
+
+    def wait_for(self, count: int) -> None:
+        deadline = time.monotonic() + 10
+        while len(self.pids()) < count:
+            assert time.monotonic() < deadline, f"only {self.pids()} have started"
+            time.sleep(0.05)
+
+
+@pytest.fixture
+def family(tmp_path: Path) -> Iterator[Family]:
+    family = Family(tmp_path)
+    yield family
+    for pid in family.alive():  # only after a failed test
+        os.kill(pid, signal.SIGKILL)
+
+
+def deployment(family: Family, *behaviours: str, host: str = "127.0.0.1") -> Deployment:
+    """One fake engine per behaviour; a behaviour that begins with `!` has no readiness URL."""
+    port_on = free_ports()
+    specs = []
+    for number, behaviour in enumerate(behaviours):
+        port = port_on("127.0.0.1")
+        served = not behaviour.startswith("!")
+        specs.append(
+            ProcessSpec(
+                name=f"e{number}",
+                group_id=f"e{number}",
+                role="colocated",
+                rank=0,
+                node=f"n{number}",
+                host=host,
+                argv=(sys.executable, str(FAKE), str(port), behaviour.removeprefix("!"), family.path),
+                env={"HEXGEN2_TEST": "1"},
+                gpus=(f"n{number}/0",),
+                ports={"http": port},
+                readiness_url=f"http://127.0.0.1:{port}/health" if served else None,
+                log_name=f"e{number}.log",
+            )
+        )
+    engine = EngineEndpoint(group_id="e0", role="colocated", url="http://127.0.0.1:1", share=1.0)
+    config = CoordinatorConfig(served_model_names=("m",), engines=(engine,))
+    return Deployment(processes=tuple(specs), coordinator=config)
+
+
+async def test_engines_become_ready_with_progress_and_leave(tmp_path: Path, family: Family) -> None:
+    events: list[Progress] = []
+    async with LocalLauncher(tmp_path / "run") as launcher:
+        await launcher.start(deployment(family, "slow", "family"))
+        await launcher.wait_ready(20, events.append)
+        assert len(family.alive()) == 4
+        begun = time.monotonic()
+    assert time.monotonic() - begun < 5, "engines that heed SIGTERM need no grace time"
+    assert not family.alive()
+    assert [(event.process, event.ready, event.ready_count, event.total) for event in events] == [
+        ("e1", True, 1, 2),
+        ("e0", True, 2, 2),
+    ]
+    assert 0 < events[0].elapsed_s <= events[1].elapsed_s
+    assert "starting" in (tmp_path / "run" / "e0.log").read_text()
+    saved = Deployment.model_validate_json((tmp_path / "run" / "deployment.json").read_text())
+    assert [spec.name for spec in saved.processes] == ["e0", "e1"]
+
+
+async def test_a_death_at_start_up_is_told_with_its_cause(tmp_path: Path, family: Family) -> None:
+    async with LocalLauncher(tmp_path / "run") as launcher:
+        await launcher.start(deployment(family, "family", "dies"))
+        with pytest.raises(EngineFailed) as caught:
+            await launcher.wait_ready(20)
+    assert caught.value.process == "e1"
+    assert caught.value.cause == ("ValueError: no such model",)
+    assert "exit code 3" in str(caught.value)
+    assert str(tmp_path / "run" / "e1.log") in str(caught.value)
+    assert not family.alive(), "the others are stopped with it"
+
+
+async def test_a_rank_without_a_server_that_dies_is_told_too(tmp_path: Path, family: Family) -> None:
+    async with LocalLauncher(tmp_path / "run") as launcher:
+        await launcher.start(deployment(family, "silent", "!dies"))
+        with pytest.raises(EngineFailed, match="engine e1"):
+            await launcher.wait_ready(20)
+
+
+async def test_an_engine_that_is_never_ready_is_told(tmp_path: Path, family: Family) -> None:
+    async with LocalLauncher(tmp_path / "run") as launcher:
+        await launcher.start(deployment(family, "silent"))
+        with pytest.raises(EngineFailed, match=r"e0 was not ready within 0\.5 s\n  starting"):
+            await launcher.wait_ready(0.5)
+    assert not family.alive()
+
+
+async def test_a_later_death_is_seen_and_its_orphans_die(tmp_path: Path, family: Family) -> None:
+    async with LocalLauncher(tmp_path / "run") as launcher:
+        await launcher.start(deployment(family, "family", "dies-later"))
+        await launcher.wait_ready(20)
+        gone = await asyncio.wait_for(launcher.watch(), 20)
+        assert (gone.process, gone.exit_code) == ("e1", 128 + signal.SIGSEGV)
+        assert "killed by signal 11" in str(EngineFailed.exited(gone))
+        assert len(family.alive()) == 3, "e1's stubborn child is gone, e0's processes are not"
+    assert not family.alive()
+
+
+async def test_stubborn_engines_are_killed_within_the_bound(tmp_path: Path, family: Family) -> None:
+    async with LocalLauncher(tmp_path / "run", grace_s=0.5) as launcher:
+        await launcher.start(deployment(family, "stubborn"))
+        await launcher.wait_ready(20)
+        family.wait_for(5)
+        begun = time.monotonic()
+    assert 0.5 <= time.monotonic() - begun < 5
+    assert not family.alive()
+
+
+async def test_an_exception_and_a_cancellation_leave_nothing(tmp_path: Path, family: Family) -> None:
+    async def serve() -> None:
+        async with LocalLauncher(tmp_path / "run") as launcher:
+            await launcher.start(deployment(family, "family"))
+            await launcher.wait_ready(20)
+            await launcher.watch()
+
+    task = asyncio.create_task(serve())
+    await asyncio.to_thread(family.wait_for, 3)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert not family.alive()
+
+
+async def test_stop_is_harmless_when_nothing_runs(tmp_path: Path) -> None:
+    launcher = LocalLauncher(tmp_path / "run")
+    await launcher.stop()
+    await launcher.stop()
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_nothing_outlives_the_launcher(tmp_path: Path, family: Family, how: signal.Signals) -> None:
+    """The process that holds the launcher is killed: the guards notice and end their engines."""
+    (tmp_path / "deployment.json").write_text(deployment(family, "family", "stubborn").model_dump_json())
+    program = textwrap.dedent(
+        f"""
+        import asyncio
+        from pathlib import Path
+        from hexgen2.deploy import Deployment, LocalLauncher
+
+        async def main():
+            async with LocalLauncher(Path({str(tmp_path / "run")!r}), grace_s=0.5) as launcher:
+                text = Path({str(tmp_path / "deployment.json")!r}).read_text()
+                await launcher.start(Deployment.model_validate_json(text))
+                await launcher.wait_ready(20)
+                print("ready", flush=True)
+                await launcher.watch()
+
+        asyncio.run(main())
+        """
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "ready\n"
+        family.wait_for(8)
+        assert len(family.alive()) == 8
+        holder.send_signal(how)
+        holder.wait(10)
+        assert family.gone_within(8), f"left: {family.alive()}"
+
+
+def test_what_only_the_kernel_can_end_when_the_guard_is_killed(family: Family) -> None:
+    """`kill -9` on a guard ends the engine's first process, and no more: the documented limit."""
+    guard = Path(sys.modules["hexgen2.deploy.guard"].__file__ or "")
+    command = [sys.executable, "-I", "-S", str(guard), "1", "--"]
+    engine = [sys.executable, str(FAKE), "1", "silent", family.path]
+    with subprocess.Popen([*command, *engine], stdin=subprocess.PIPE) as process:
+        family.wait_for(1)
+        process.kill()
+        assert family.gone_within(5)
+
+
+async def test_a_command_that_is_not_there(tmp_path: Path, family: Family) -> None:
+    spec = deployment(family, "silent")
+    missing = spec.processes[0].model_copy(update={"argv": ("no-such-command",)})
+    async with LocalLauncher(tmp_path / "run") as launcher:
+        await launcher.start(spec.model_copy(update={"processes": (missing,)}))
+        with pytest.raises(EngineFailed, match="no-such-command: No such file or directory"):
+            await launcher.wait_ready(10)
+
+
+async def test_another_machines_node_is_refused(tmp_path: Path, family: Family) -> None:
+    launcher = LocalLauncher(tmp_path / "run")
+    with pytest.raises(InputError, match=r"node n0: is at 192\.0\.2\.1.*--launcher ray"):
+        await launcher.start(deployment(family, "family", host="192.0.2.1"))
+    assert not family.pids()
+
+
+async def test_a_port_in_use_is_refused_before_anything_starts(tmp_path: Path, family: Family) -> None:
+    spec = deployment(family, "family", "family")
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        port = spec.processes[1].ports["http"]
+        listener.bind(("127.0.0.1", port))
+        listener.listen()
+        with pytest.raises(InputError, match=f"engine e1: http: port {port} on 127.0.0.1 is in use"):
+            await LocalLauncher(tmp_path / "run").start(spec)
+    assert not family.pids()
+
+
+async def test_a_run_folder_that_cannot_be_made(tmp_path: Path, family: Family) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be made"):
+        await LocalLauncher(tmp_path / "file" / "run").start(deployment(family, "family"))
+
+
+async def test_variables_are_set_and_taken_away(
+    tmp_path: Path, family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HEXGEN2_UNWANTED", "1")
+    spec = (
+        deployment(family, "silent")
+        .processes[0]
+        .model_copy(
+            update={
+                "argv": (
+                    sys.executable,
+                    "-c",
+                    "import os; print({k: v for k, v in os.environ.items() if 'HEXGEN2' in k})",
+                ),
+                "unset": ("HEXGEN2_UNWANTED",),
+            }
+        )
+    )
+    async with LocalLauncher(tmp_path / "run") as launcher:
+        await launcher.start(deployment(family, "silent").model_copy(update={"processes": (spec,)}))
+        assert (await asyncio.wait_for(launcher.watch(), 10)).exit_code == 0
+    assert (tmp_path / "run" / "e0.log").read_text() == "{'HEXGEN2_TEST': '1'}\n"
