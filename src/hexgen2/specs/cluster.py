@@ -19,6 +19,7 @@ from hexgen2.specs.errors import InputError
 from hexgen2.specs.gpu import GpuType, Link
 
 GBPS = 1e9 / 8  # bytes/s in one gigabit per second
+_MAX_GPUS_PER_NODE = 1024  # no machine has as many: more is a slip, and would fill the memory with link tables
 
 
 class LinkFigures(Spec):
@@ -54,7 +55,7 @@ class Node(Spec):
 
     name: str = Field(min_length=1)
     gpu: str
-    count: int = Field(ge=1)
+    count: int = Field(ge=1, le=_MAX_GPUS_PER_NODE)
     nic_gbps: float | None = Field(default=None, gt=0)
     price_per_gpu_hour: float | None = Field(default=None, ge=0)
     intra_link: LinkFigures | None = None
@@ -186,6 +187,9 @@ def parse_cluster(document: Mapping[str, Any], source: str) -> Cluster:
     if not isinstance(inline, list):
         raise InputError(source, "gpu_types", "is not a list", "write one entry per GPU type")
     types = tuple(parse_gpu_type(entry, source, f"gpu_types[{place}]") for place, entry in enumerate(inline))
+    _check_types(types, source)
+    if "inline_types" in fields:
+        raise InputError(source, "inline_types", "is not a known field", "describe GPU types under gpu_types")
     if not fields.get("nodes"):
         raise InputError(source, "nodes", "is empty", "list at least one node with name, gpu and count")
     try:
@@ -195,6 +199,15 @@ def parse_cluster(document: Mapping[str, Any], source: str) -> Cluster:
     _check_names(cluster, source)
     _check_links(cluster, source)
     return cluster
+
+
+def _check_types(types: tuple[GpuType, ...], source: str) -> None:
+    names = [kind.name for kind in types]
+    for place, name in enumerate(names):
+        if name in names[:place]:
+            raise InputError(
+                source, f"gpu_types[{place}].name", f"{name!r} is given twice", "give each type its own name"
+            )
 
 
 def _check_names(cluster: Cluster, source: str) -> None:

@@ -2,7 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from pydantic import ValidationError
+
+# What is wrong with a value and how to mend it, by the kind of pydantic's complaint; `{gt}` and the like are of
+# its context.
+_COMPLAINTS: Mapping[str, tuple[str, str]] = {
+    "greater_than": ("is not greater than {gt:g}", "give a number greater than {gt:g}"),
+    "greater_than_equal": ("is less than {ge:g}", "give a number of at least {ge:g}"),
+    "less_than_equal": ("is more than {le:g}", "give a number of at most {le:g}"),
+    "finite_number": ("is not finite", "give a finite number"),
+    "int_type": ("is not a whole number", "write a whole number"),
+    "int_parsing": ("is not a whole number", "write a whole number"),
+    "int_from_float": ("is not a whole number", "write a whole number"),
+    "float_type": ("is not a number", "write a number"),
+    "float_parsing": ("is not a number", "write a number"),
+    "string_type": ("is not text", "put it in quotes"),
+    "string_too_short": ("is empty", "give it a value"),
+    "literal_error": ("is not known", "use {expected}"),
+    "tuple_type": ("is not a list", "write a list"),
+    "too_short": ("has too few entries", "give at least {min_length}"),
+    "too_long": ("has too many entries", "give at most {max_length}"),
+    "bool_type": ("is not true or false", "write true or false"),
+    "bool_parsing": ("is not true or false", "write true or false"),
+    "model_type": ("is not a mapping", "write its fields as KEY: VALUE"),
+    "dict_type": ("is not a mapping", "write its fields as KEY: VALUE"),
+}
 
 
 class InputError(ValueError):
@@ -35,6 +61,11 @@ class InputError(ValueError):
             return cls(source, field, "is missing", f"add {field!r}")
         if kind == "extra_forbidden":
             return cls(source, field, "is not a known field", "remove it or correct its spelling")
+        if first["input"] is None:
+            return cls(source, field, "is empty", "give it a value or leave it out")
         value = repr(first["input"])
         shown = value if len(value) <= 60 else value[:57] + "..."
+        if kind in _COMPLAINTS:
+            problem, mend = (text.format(**first.get("ctx", {})) for text in _COMPLAINTS[kind])
+            return cls(source, field, f"{shown} {problem}", mend)
         return cls(source, field, f"{shown}: {message[0].lower()}{message[1:]}", "correct the value")

@@ -22,6 +22,14 @@ class MoE(Spec):
     shared_intermediate_size: int = Field(default=0, ge=0)
     dense_layers: int = Field(default=0, ge=0)
 
+    @model_validator(mode="after")
+    def _active_exist(self) -> MoE:
+        if self.active > self.experts:
+            raise ValueError(
+                f"{self.active} experts per token are more than the {self.experts} there are; correct one of them"
+            )
+        return self
+
 
 class MLA(Spec):
     """Multi-head latent attention (DeepSeek-V2): one compressed KV vector per token, shared by all heads."""

@@ -13,7 +13,6 @@ from pydantic import Field, ValidationError
 
 from hexgen2.specs.base import Spec
 from hexgen2.specs.errors import InputError
-from hexgen2.specs.files import require_mapping
 from hexgen2.specs.gpu import GIB, GpuType, Link
 
 
@@ -102,12 +101,12 @@ def gpu_prices() -> Mapping[str, PriceEntry]:
 
 def parse_gpu_type(entry: object, source: str, field: str) -> GpuType:
     """A GPU type from a YAML mapping; raises InputError that names the field."""
-    fields = require_mapping(entry, source, "GPU type")
     try:
-        return GpuEntry.model_validate(fields).gpu_type()
+        return GpuEntry.model_validate(entry).gpu_type()
     except ValidationError as error:
         wrong = InputError.from_validation(source, error)
-        raise InputError(source, f"{field}.{wrong.field}", wrong.problem, wrong.mend) from None
+        place = f"{field}.{wrong.field}" if wrong.field else field
+        raise InputError(source, place, wrong.problem, wrong.mend) from None
 
 
 @cache
