@@ -74,7 +74,7 @@ def solve(network: Network) -> Flow:
         nothing = np.zeros((count_p, count_d))
         return Flow(network, alone, np.zeros(count_p), np.zeros(count_d), nothing, everywhere)
 
-    scale = _SCALE / max(network.prefill.sum(), network.decode.sum())
+    scale = float(_SCALE / max(network.prefill.sum(), network.decode.sum()))
     source, sink = 0, 1
     p_in = 2 + np.arange(count_p)
     p_out = p_in + count_p
