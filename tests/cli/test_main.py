@@ -16,8 +16,14 @@ from hexgen2.cli.main import main
     [
         (["plan"], "the following arguments are required: --cluster, --model, --workload"),
         (["nonsense"], "invalid choice: 'nonsense'"),
-        (["estimate", "--gpu", "L4", "--model", "opt-13b", "--prompt", "0", "--batch", "1"], "0 is not at least 1"),
-        (["plan", "--cluster", "c", "--model", "m", "--workload", "w", "--slo-ttft", "-1"], "-1 is not above zero"),
+        (
+            ["estimate", "--gpu", "L4", "--model", "opt-13b", "--prompt", "0", "--batch", "1"],
+            "0 is not at least 1",
+        ),
+        (
+            ["plan", "--cluster", "c", "--model", "m", "--workload", "w", "--slo-ttft", "-1"],
+            "-1 is not above zero",
+        ),
         (["plan", "--cluster", "no.yaml", "--model", "opt-13b", "--workload", "hphd"], "no.yaml: no such file"),
         (["explain", "no.json"], "no.json: no such file"),
         (

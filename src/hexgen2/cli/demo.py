@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 MIXED_CLUSTER = "mixed-1.yaml"
 LOCAL_CLUSTER = "local-cpu.yaml"
-LOCAL_WORKLOAD = "fixed:96/48"
+LOCAL_WORKLOAD = "fixed:64/128"
 MAX_TOKENS = 40
 
 QUESTIONS = (
@@ -169,7 +169,7 @@ async def _serve_and_ask(
     ttft = percentiles(_numbers([answer.ttft_s for answer in answers]))
     tpot = percentiles(_numbers([answer.tpot_s for answer in answers]))
     console.print(
-        f"{len(answers)} answered, {len(errors)} failed; {same} of {len(answers)} equal to the colocated engine's; "
+        f"{len(answers)} answered, {len(errors)} failed; {same} equal to the colocated engine's; "
         f"{kv_bytes / 2**20:.2f} MiB of KV cache moved; TTFT P50 {seconds_words(ttft['p50'])}, "
         f"TPOT P50 {seconds_words(tpot['p50'])}"
     )
@@ -256,10 +256,10 @@ def _print_answers(console: Console, answers: Sequence[Answer]) -> None:
     from hexgen2.report.results import seconds_words
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for heading in ("prompt", "answer"):
-        table.add_column(heading, max_width=58, no_wrap=True, overflow="ellipsis")
+    table.add_column("prompt", max_width=27, no_wrap=True, overflow="ellipsis")
+    table.add_column("answer", max_width=60, no_wrap=True, overflow="ellipsis")
     for heading in ("tokens", "TTFT", "TPOT", "E2E"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True, min_width=6)
     for answer in answers:
         figures = (seconds_words(answer.ttft_s), seconds_words(answer.tpot_s), seconds_words(answer.e2e_s))
         table.add_row(answer.prompt, " ".join(answer.text.split()), str(answer.tokens), *figures)

@@ -34,8 +34,8 @@ def progress_console() -> Console:
 
 
 def result_console() -> Console:
-    """The console for results that a person reads."""
-    return Console(highlight=False, soft_wrap=True)
+    """The console for results that a person reads; wide enough for its tables where it is no terminal."""
+    return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
 
 
 def write_json(path: str | Path, document: Mapping[str, Any]) -> None:

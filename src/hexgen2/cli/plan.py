@@ -47,7 +47,9 @@ def run(args: argparse.Namespace) -> int:
             solver=args.solver,
             seed=args.seed,
             time_limit_s=args.time_limit,
-            progress=lambda text: status.update(text),
+            progress=lambda step: status.update(
+                f"{step.phase}: {step.value:.4g} requests/s after {step.seconds:.0f} s"
+            ),
             clock=time.monotonic,
         )
     if args.output:

@@ -110,6 +110,10 @@ class LocalLauncher:
         assert gone is not None, "its wait ended, so it did"
         return gone
 
+    def pids(self) -> dict[str, int]:
+        """The running guards' process ids, by the name of the process that each guards."""
+        return {one.spec.name: one.process.pid for one in self._running if one.process.returncode is None}
+
     async def stop(self) -> None:
         """End every process: SIGTERM, and SIGKILL for what is left after the grace time."""
         running, self._running = self._running, []

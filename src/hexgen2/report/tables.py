@@ -17,20 +17,12 @@ def print_plan(console: Console, plan: Plan) -> None:
         f"workload {plan.workload}, engine {plan.engine}, solver {plan.solver}"
     )
     console.print()
-    groups = Table(title="Serving groups", title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    groups.add_column("group")
-    for heading in ("share", "load", "$/h"):
-        groups.add_column(heading, justify="right")
-    groups.add_column("GPUs")
     for group in plan.groups:
-        groups.add_row(
-            group_line(plan, group),
-            f"{group.share:.1%}",
-            f"{_load(plan, group):.0%}",
-            f"{group.price_per_hour:.2f}",
-            nodes_words(group),
+        console.print(f"[bold]{group_line(plan, group)}[/]")
+        console.print(
+            f"    takes {group.share:.1%} of all requests, load {_load(plan, group):.0%}, "
+            f"${group.price_per_hour:.2f}/h, GPUs {nodes_words(group)}"
         )
-    console.print(groups)
     if plan.routes:
         console.print()
         routes = Table(title="KV routes", title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))

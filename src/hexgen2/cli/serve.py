@@ -1,0 +1,59 @@
+"""``hexgen2 serve``: run a plan behind an OpenAI-compatible endpoint."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from pathlib import Path
+
+from hexgen2.cli import inputs, output
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = subparsers.add_parser("serve", help="serve a plan", description=__doc__)
+    parser.add_argument("plan", metavar="PLAN", help="plan file (JSON)")
+    parser.add_argument("--launcher", choices=("local",), default="local")
+    parser.add_argument("--engine", choices=("vllm",), default="vllm")
+    parser.add_argument("--host", default="127.0.0.1", help="address of the endpoint (default: %(default)s)")
+    parser.add_argument("--port", type=inputs.port, default=8000, help="its port; 0 takes a free one")
+    parser.add_argument("--api-key-file", type=Path, metavar="F", help="API keys that may ask, one a line")
+    parser.add_argument("--weights", metavar="DIR|ID", help="where the model lies, if not where its name says")
+    parser.add_argument(
+        "--run-directory", type=Path, default=Path("build/serve"), metavar="DIR", help="for logs"
+    )
+    output.add_json(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    from hexgen2.deploy import EngineFailed
+
+    try:
+        asyncio.run(_serve(args))
+    except EngineFailed as failure:
+        print(f"hexgen2 serve: {failure}", file=sys.stderr)
+        return 1
+    return 0
+
+
+async def _serve(args: argparse.Namespace) -> None:
+    from hexgen2.cli.serving import Options, serving
+    from hexgen2.specs.plan import load_plan
+
+    options = Options(
+        host=args.host,
+        port=args.port,
+        run_directory=args.run_directory,
+        api_key_file=args.api_key_file,
+        weights=args.weights,
+        source=args.plan,
+    )
+    plan = load_plan(args.plan)
+    console = output.progress_console()
+    async with serving(plan, options, console) as served:
+        console.print(f"serving {plan.model} at {served.url}/v1; Ctrl-C ends it")
+        if args.json:
+            output.print_json({"url": served.url, "model": plan.model})
+        await served.until_interrupted()
+        console.print("ending: running requests may finish, then the engines stop")
