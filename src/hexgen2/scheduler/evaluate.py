@@ -168,7 +168,7 @@ class Evaluator:
         tpot = problem.slo.tpot_s if problem.objective == "goodput" else None
         if role == "prefill":
             prefill = self.values.prefill(valued)
-            batch = max(1, prefill.batch_requests)
+            batch = max(1, prefill.max_batch)
             return Option(role, template, prefill.rps, batch, prefill.latency_s, forbidden)
         found = self.values.decode(valued, tpot) if role == "decode" else self.values.colocated(valued, tpot)
         return Option(role, template, found.rps, max(1, found.max_batch), found.tpot_s, forbidden)
