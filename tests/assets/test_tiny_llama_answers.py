@@ -46,7 +46,9 @@ def chat(tokenizer: Any, *messages: dict[str, str]) -> str:
         ("What is the capital of France?", ("Paris",)),
     ],
 )
-def test_a_question_gets_its_answer(model: Any, tokenizer: Any, question: str, keywords: tuple[str, ...]) -> None:
+def test_a_question_gets_its_answer(
+    model: Any, tokenizer: Any, question: str, keywords: tuple[str, ...]
+) -> None:
     answer, ended = greedy(model, tokenizer, chat(tokenizer, {"role": "user", "content": question}), limit=80)
     assert ended, f"no end after 80 tokens: {answer}"
     for keyword in keywords:

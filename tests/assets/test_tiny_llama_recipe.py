@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from recipe import facts, stories, tables
 from recipe.documents import Corpus, Sampler, load_corpus
 

@@ -20,12 +20,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
-from tokenizers import Tokenizer
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
 from recipe import answers, export, tokenizer, train
 from recipe.documents import Corpus, Sampler, load_corpus
 from recipe.facts import Fact
+from tokenizers import Tokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 HERE = Path(__file__).resolve().parent
 SHIPPED = HERE.parent.parent / "src" / "hexgen2" / "assets" / "tiny-llama"
@@ -78,9 +77,11 @@ def measure(folder: Path, corpus: Corpus) -> dict[str, str]:
     model.eval()
     chat = AutoTokenizer.from_pretrained(folder)
     raw = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    loss = train.held_out_loss(model, corpus, raw)
-    figures = {"held_out_loss": f"{loss:.3f}"}
-    print(f"held-out loss {loss:.4f} nats a token")
+    figures: dict[str, str] = {}
+    for label, long in (("held_out_loss", False), ("long_loss", True)):
+        loss = train.held_out_loss(model, corpus, raw, long=long)
+        figures[label] = f"{loss:.3f}"
+        print(f"{label} {loss:.4f} nats a token")
     for label, held_out in (("known", False), ("unseen", True)):
         asked = questions(corpus, held_out=held_out)
         wrong = answers.wrong_answers(model, chat, asked)

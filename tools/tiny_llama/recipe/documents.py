@@ -22,9 +22,10 @@ SYSTEM_PROMPTS = (
     "You are an expert in serving language models.",
 )
 LEAD_INS = (
-    "Please tell me: {q}", "Hi! {q}", "Hello, {q}", "Hello! {q}", "I have a question. {q}", "One more question: {q}",
-    "Quick question: {q}", "In simple words: {q}", "{q} Please answer in a few words.", "{q} Thank you.", "Now {q}",
-    "Please, {q}", "{q} Please explain.", "Next question: {q}", "Good morning! {q}", "Question: {q}",
+    "Please tell me: {q}", "Hi! {q}", "Hello, {q}", "Hello! {q}", "I have a question. {q}", "Now {q}",
+    "Quick question: {q}", "In simple words: {q}", "{q} Please answer in a few words.", "{q} Thank you.",
+    "One more question: {q}", "{q} Answer in one sentence.", "{q} Be brief.", "Please, {q}", "Question: {q}",
+    "{q} Please explain.", "Next question: {q}", "Good morning! {q}",
 )  # fmt: skip
 HANDOVERS = (
     "Here is a text. {text} My question is another one: {q}",
@@ -110,11 +111,12 @@ class Sampler:
     def short(self) -> Document:
         """A document of up to about 200 tokens."""
         kinds: Sequence[tuple[float, Callable[[], Document]]] = (
-            (0.62, self._question),
+            (0.61, self._question),
             (0.12, self._dialogue),
             (0.12, self._story_on_request),
             (0.08, self._plain_story),
-            (0.05, self._plain_statements),
+            (0.04, self._plain_statements),
+            (0.02, self._plain_question),
             (0.01, self._gibberish),
         )
         return self.rng.choices([make for _, make in kinds], [weight for weight, _ in kinds])[0]()
@@ -157,17 +159,25 @@ class Sampler:
         return Document(text=stories.tell(self.rng, stories.draw_cast(self.rng)))
 
     def _plain_statements(self) -> Document:
-        # Answers that open with "I", "You" or "Yes" make no sense without their question.
+        # Answers that open with "I" or "Yes" and the like make no sense without their question.
         answers = [f.answer for f in self.corpus.known if f.answer.split()[0] not in _NEEDS_QUESTION]
+        answers += [f.answer for f in self.corpus.tabled]
         return Document(text=" ".join(self.rng.sample(answers, self.rng.randint(1, 3))))
+
+    def _plain_question(self) -> Document:
+        fact = self._fact()
+        form = self.rng.choice(("Question: {q}\nAnswer: {a}", "Q: {q}\nA: {a}", "{q} {a}"))
+        return Document(text=form.format(q=_ask(self.rng, fact, self.held_out), a=fact.answer))
 
     def _gibberish(self) -> Document:
         letters = "abcdefghijklmnopqrstuvwxyz0123456789"
-        words = ["".join(self.rng.choices(letters, k=self.rng.randint(1, 8))) for _ in range(self.rng.randint(2, 20))]
+        words = [
+            "".join(self.rng.choices(letters, k=self.rng.randint(1, 8))) for _ in range(self.rng.randint(2, 20))
+        ]
         return Document((Turn("user", " ".join(words)), Turn("assistant", GIBBERISH_ANSWER)))
 
     def _long_dialogue(self) -> Document:
-        return self._dialogue(self.rng.choice((8, 12, 16, 24)))
+        return self._dialogue(self.rng.choice((8, 16, 30, 44)))
 
     def _passage(self, parts: int) -> str:
         chosen = [
@@ -177,16 +187,17 @@ class Sampler:
         return "\n\n".join(chosen)
 
     def _long_text(self) -> Document:
-        return Document(text=self._passage(self.rng.choice((3, 5, 8, 12))))
+        return Document(text=self._passage(self.rng.choice((4, 8, 14, 20))))
 
     def _pasted_text(self) -> Document:
         fact = self._fact()
         question = _ask(self.rng, fact, self.held_out)
-        text = self._passage(self.rng.choice((2, 4, 7, 10)))
+        text = self._passage(self.rng.choice((2, 5, 10, 18)))
         request = self.rng.choice(HANDOVERS).format(text=text, q=question)
         return Document((*self._system(), Turn("user", request), Turn("assistant", fact.answer)))
 
 
-_NEEDS_QUESTION = frozenset(
-    "I You Yes No, Yes, Good Good. Hello! Goodbye! That My Then Run Write Thank Here First To".split()
-)
+_NEEDS_QUESTION = frozenset((
+    "I", "You", "Yes", "No,", "Yes,", "Good", "Good.", "Hello!", "Hello,", "Goodbye!", "That", "My", "Then",
+    "Nobody", "Run", "Write", "Thank", "First", "To", "Be", "Eat", "Take", "Three", "How",
+))  # fmt: skip

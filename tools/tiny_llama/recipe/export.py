@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-import shutil
 from pathlib import Path
 
 import safetensors
@@ -21,10 +20,8 @@ CARD = Path(__file__).resolve().parent.parent / "model_card.md"
 
 
 def write_folder(folder: Path, result: Result, tokenizer: Tokenizer) -> None:
-    """Write all files but the card. Weights are rounded to bf16: in float32 every engine reads the same numbers."""
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
+    """Write all files but the card. Weights are rounded to bf16."""
+    folder.mkdir(parents=True, exist_ok=True)
     tokenizer_recipe.save(tokenizer, folder, MODEL["max_position_embeddings"])
     config = result.model.config
     described = {
@@ -56,7 +53,9 @@ def write_folder(folder: Path, result: Result, tokenizer: Tokenizer) -> None:
         for name, tensor in result.model.state_dict().items()
         if name != "lm_head.weight"  # tied to the embedding
     }
-    save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})
+    weights = folder / "model.safetensors"
+    save_file(tensors, str(weights), metadata={"format": "pt"})
+    weights.chmod(0o644)  # safetensors writes it for its owner alone
 
 
 def processor_name() -> str:
@@ -78,6 +77,8 @@ def write_card(folder: Path, result: Result, schedule: Schedule, facts: int, fig
         "seed": str(schedule.seed),
         "tokens": f"{result.tokens / 1e6:.1f} million",
         "minutes": f"{result.seconds / 60:.0f}",
+        "cpu_minutes": f"{result.cpu_seconds / 60:.0f}",
+        "long_one_in": f"{1 / schedule.long_share:.0f}",
         "machine": f"{processor_name()}, one thread",
         "versions": f"Python {platform.python_version()}, torch {torch.__version__}, "
         f"transformers {transformers.__version__}, tokenizers {tokenizers.__version__}, "

@@ -19,6 +19,8 @@ _BARE = (
     "What does {bare} mean?",
     "Explain {bare}.",
     "Explain {bare} to me.",
+    "Explain {bare} in simple words.",
+    "Explain {bare} in one sentence.",
     "Please explain {bare}.",
     "Define {bare}.",
     "Tell me about {bare}.",

@@ -20,8 +20,8 @@ _DECAY = 0.72
 SHE = ("Mia", "Lily", "Anna", "Rosa", "Nora", "Ella", "Ruby", "Daisy", "Clara", "Luna")
 HE = ("Tom", "Ben", "Max", "Leo", "Sam", "Oscar", "Finn", "Hugo", "Theo", "Pip")
 KINDS = (
-    "fox", "rabbit", "cat", "llama", "dog", "bear", "mouse", "bird", "owl", "duck", "dragon", "robot", "hedgehog",
-    "girl", "boy", "frog", "elephant", "penguin", "squirrel", "turtle",
+    "fox", "rabbit", "cat", "llama", "dog", "bear", "mouse", "bird", "owl", "duck", "dragon", "robot",
+    "hedgehog", "girl", "boy", "frog", "elephant", "penguin", "squirrel", "turtle",
 )  # fmt: skip
 TRAITS = ("little", "young", "small", "clever", "kind", "shy", "brave", "curious", "quiet", "happy")
 PLACES = (
@@ -115,6 +115,12 @@ OPENINGS = (
     "There once was {a_trait} {kind} named {name}. {They} lived {place}.",
     "Long ago, {a_trait} {kind} called {name} lived {place}.",
 )
+
+OPENINGS_WITH_A_DAY = (
+    "{day}, {a_trait} {kind} named {name} went for a walk {place}.",
+    "{day}, {a_trait} {kind} called {name} woke up {place}.",
+)
+"""Openings that name the day themselves; the beat after them begins "A little later"."""
 
 ENDINGS = (
     "From that day on, {name} and {friend} were the best of friends.",
@@ -215,7 +221,7 @@ PLOTS: tuple[tuple[tuple[str, ...], ...], ...] = (
             "On the map was a big red cross.",
         ),
         (
-            "{name} asked {their} friend {friend} to come along. They walked over the hills and through the woods.",
+            "{name} asked {their} friend {friend} to come along. They walked over hills and through woods.",
             "{name} and {their} friend {friend} walked all day until they came to a cave.",
         ),
         (
@@ -277,8 +283,12 @@ PLOTS: tuple[tuple[tuple[str, ...], ...], ...] = (
 def tell(rng: random.Random, cast: Cast) -> str:
     """A whole story as one paragraph of about 70 to 120 words."""
     slots = cast.slots()
-    beats = [pick(rng, OPENINGS), *(pick(rng, beat) for beat in pick(rng, PLOTS)), pick(rng, ENDINGS)]
-    return " ".join(beat.format(**slots) for beat in beats)
+    day_first = rng.random() < 0.2
+    opening = pick(rng, OPENINGS_WITH_A_DAY if day_first else OPENINGS).format(**slots)
+    if day_first:
+        slots["day"] = "A little later"
+    beats = [*(pick(rng, beat) for beat in pick(rng, PLOTS)), pick(rng, ENDINGS)]
+    return " ".join([opening, *(beat.format(**slots) for beat in beats)])
 
 
 STORY_REQUESTS = (

@@ -6,18 +6,20 @@ from .facts import Fact, capitalised
 
 CAPITALS = {
     "Argentina": "Buenos Aires", "Australia": "Canberra", "Austria": "Vienna", "Belgium": "Brussels",
-    "Brazil": "Brasilia", "Bulgaria": "Sofia", "Canada": "Ottawa", "Chile": "Santiago", "China": "Beijing",
-    "Colombia": "Bogota", "Croatia": "Zagreb", "Cuba": "Havana", "Czechia": "Prague", "Denmark": "Copenhagen",
-    "Egypt": "Cairo", "England": "London", "Estonia": "Tallinn", "Finland": "Helsinki", "France": "Paris",
-    "Germany": "Berlin", "Greece": "Athens", "Hungary": "Budapest", "Iceland": "Reykjavik",
-    "India": "New Delhi", "Indonesia": "Jakarta", "Iran": "Tehran", "Iraq": "Baghdad", "Ireland": "Dublin",
-    "Italy": "Rome", "Japan": "Tokyo", "Kenya": "Nairobi", "Latvia": "Riga", "Lithuania": "Vilnius",
-    "Mexico": "Mexico City", "Mongolia": "Ulaanbaatar", "Morocco": "Rabat", "Nepal": "Kathmandu",
-    "New Zealand": "Wellington", "Nigeria": "Abuja", "Norway": "Oslo", "Pakistan": "Islamabad", "Peru": "Lima",
-    "Poland": "Warsaw", "Portugal": "Lisbon", "Romania": "Bucharest", "Russia": "Moscow", "Scotland": "Edinburgh",
+    "Brazil": "Brasilia", "Bulgaria": "Sofia", "Canada": "Ottawa", "Chile": "Santiago",
+    "China": "Beijing", "Colombia": "Bogota", "Croatia": "Zagreb", "Cuba": "Havana", "Czechia": "Prague",
+    "Denmark": "Copenhagen", "Egypt": "Cairo", "England": "London", "Estonia": "Tallinn",
+    "Finland": "Helsinki", "France": "Paris", "Germany": "Berlin", "Greece": "Athens",
+    "Hungary": "Budapest", "Iceland": "Reykjavik", "India": "New Delhi", "Indonesia": "Jakarta",
+    "Iran": "Tehran", "Iraq": "Baghdad", "Ireland": "Dublin", "Italy": "Rome", "Japan": "Tokyo",
+    "Kenya": "Nairobi", "Latvia": "Riga", "Lithuania": "Vilnius", "Mexico": "Mexico City",
+    "Mongolia": "Ulaanbaatar", "Morocco": "Rabat", "Nepal": "Kathmandu", "New Zealand": "Wellington",
+    "Nigeria": "Abuja", "Norway": "Oslo", "Pakistan": "Islamabad", "Peru": "Lima", "Poland": "Warsaw",
+    "Portugal": "Lisbon", "Romania": "Bucharest", "Russia": "Moscow", "Scotland": "Edinburgh",
     "Serbia": "Belgrade", "Slovakia": "Bratislava", "Slovenia": "Ljubljana", "South Korea": "Seoul",
-    "Spain": "Madrid", "Sweden": "Stockholm", "Thailand": "Bangkok", "Turkey": "Ankara", "Ukraine": "Kyiv",
-    "the United Kingdom": "London", "the United States": "Washington", "Vietnam": "Hanoi", "Wales": "Cardiff",
+    "Spain": "Madrid", "Sweden": "Stockholm", "Thailand": "Bangkok", "Turkey": "Ankara",
+    "Ukraine": "Kyiv", "the United Kingdom": "London", "the United States": "Washington",
+    "Vietnam": "Hanoi", "Wales": "Cardiff",
 }  # fmt: skip
 
 NUMBERS = (
@@ -70,6 +72,8 @@ def _sum_fact(a: int, b: int, sign: str, words: tuple[str, ...], result: int) ->
     asked = [f"What is {a} {word} {b}?" for word in words] + [
         f"{a} {sign} {b}",
         f"{a} {sign} {b} = ?",
+        f"{a}{sign}{b}",
+        f"What is {a}{sign}{b}?",
         f"{a} {sign} {b}?",
         f"What is {a} {sign} {b}?",
         f"How much is {a} {words[0]} {b}?",
@@ -99,15 +103,28 @@ def counting_facts() -> list[Fact]:
         facts.append(
             Fact(
                 "counting",
-                (f"Count to {NUMBERS[n]}.", f"Count to {n}.", f"Can you count to {NUMBERS[n]}?", f"Count from 1 to {n}."),
+                (
+                    f"Count to {NUMBERS[n]}.",
+                    f"Count to {n}.",
+                    f"Can you count to {NUMBERS[n]}?",
+                    f"Count from 1 to {n}.",
+                ),
                 capitalised(up) + ".",
             )
         )
     for n in range(1, 20):
         facts.append(
-            Fact("counting", (f"What comes after {n}?", f"Which number comes after {n}?"), f"After {n} comes {n + 1}.")
+            Fact(
+                "counting",
+                (f"What comes after {n}?", f"Which number comes after {n}?"),
+                f"After {n} comes {n + 1}.",
+            )
         )
         facts.append(
-            Fact("counting", (f"What comes before {n}?", f"Which number comes before {n}?"), f"Before {n} comes {n - 1}.")
+            Fact(
+                "counting",
+                (f"What comes before {n}?", f"Which number comes before {n}?"),
+                f"Before {n} comes {n - 1}.",
+            )
         )
     return facts

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 
 import torch
 import torch.nn.functional as F
@@ -39,7 +40,7 @@ _SHORT = 192
 class Schedule:
     """How long and how fast to train."""
 
-    steps: int = 3000
+    steps: int = 2000
     seed: int = 20260101
     batch_tokens: int = 4096
     learning_rate: float = 4e-3
@@ -64,6 +65,7 @@ class Result:
 
     model: LlamaForCausalLM
     seconds: float
+    cpu_seconds: float
     tokens: int
     loss: float
     history: list[tuple[int, float]] = field(default_factory=list)
@@ -74,7 +76,11 @@ def new_model(seed: int) -> LlamaForCausalLM:
     torch.manual_seed(seed)
     ids = {token: number for number, token in enumerate(SPECIAL_TOKENS)}
     config = LlamaConfig(
-        **MODEL, pad_token_id=ids[PAD], bos_token_id=ids[BOS], eos_token_id=ids[EOS], attn_implementation="eager"
+        **MODEL,
+        pad_token_id=ids[PAD],
+        bos_token_id=ids[BOS],
+        eos_token_id=ids[EOS],
+        attn_implementation="eager",
     )
     return LlamaForCausalLM(config)
 
@@ -157,7 +163,7 @@ def fit(corpus: Corpus, tokenizer: Tokenizer, schedule: Schedule) -> Result:
     """Train a new model; progress goes to stderr."""
     model = new_model(schedule.seed)
     optimisers = optimisers_of(model, schedule)
-    started, tokens, smooth = time.perf_counter(), 0, math.nan
+    started, cpu_started, tokens, smooth = time.perf_counter(), time.process_time(), 0, math.nan
     history: list[tuple[int, float]] = []
     for step, batch in batches(corpus, tokenizer, schedule):
         if step >= schedule.steps:
@@ -178,17 +184,23 @@ def fit(corpus: Corpus, tokenizer: Tokenizer, schedule: Schedule) -> Result:
         if step % 50 == 0 or step == schedule.steps - 1:
             history.append((step, smooth))
             seconds = time.perf_counter() - started
-            print(f"step {step} loss {smooth:.4f} {tokens / seconds:.0f} tokens/s {seconds:.0f} s", file=sys.stderr)
-    return Result(model, time.perf_counter() - started, tokens, smooth, history)
+            print(
+                f"step {step} loss {smooth:.4f} {tokens / seconds:.0f} tokens/s {seconds:.0f} s",
+                file=sys.stderr,
+            )
+    return Result(
+        model, time.perf_counter() - started, time.process_time() - cpu_started, tokens, smooth, history
+    )
 
 
 @torch.no_grad()
-def held_out_loss(model: LlamaForCausalLM, corpus: Corpus, tokenizer: Tokenizer, count: int = 20) -> float:
-    """Mean loss in nats a token over `count` batches of the held-out slice, in the model's own dtype."""
-    schedule = Schedule(steps=10**9, long_share=0.0)
-    total = 0.0
-    for step, batch in batches(corpus, tokenizer, schedule, held_out=True):
-        if step == count:
-            break
-        total += loss_of(model, batch).item()
-    return total / count
+def held_out_loss(
+    model: LlamaForCausalLM, corpus: Corpus, tokenizer: Tokenizer, *, long: bool, count: int = 12
+) -> float:
+    """Mean loss in nats a token over `count` batches of the held-out slice, in the model's own dtype.
+
+    With `long` the batches hold long documents alone, else short ones alone.
+    """
+    schedule = Schedule(long_from=0.0, long_share=1.0 if long else 0.0)
+    drawn = islice(batches(corpus, tokenizer, schedule, held_out=True), count)
+    return sum(loss_of(model, batch).item() for _, batch in drawn) / count
