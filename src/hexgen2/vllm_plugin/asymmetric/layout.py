@@ -1,7 +1,7 @@
 """The layout of a group as the runtime executes it: stages, each with its own TP, layers, node and devices.
 
-A layout also numbers the group's ranks and says who feeds whom. Ranks are numbered node by node, so that each node's
-ranks are consecutive and the leader's start at 0, whatever order the stages visit the nodes in.
+A layout also numbers the group's ranks and says who feeds whom. Ranks are numbered node by node, so that each
+node's ranks are consecutive and the leader's start at 0, whatever order the stages visit the nodes in.
 """
 
 from __future__ import annotations
@@ -70,7 +70,8 @@ class Layout(Spec):
         for index, stage in enumerate(self.stages):
             if stage.first_layer != next_layer:
                 raise ValueError(
-                    f"stage {index} starts at layer {stage.first_layer}, not at {next_layer}; let stages follow each other"
+                    f"stage {index} starts at layer {stage.first_layer}, not at {next_layer}; "
+                    "let stages follow each other"
                 )
             next_layer += stage.layers
         nodes = {stage.node for stage in self.stages}
@@ -80,7 +81,9 @@ class Layout(Spec):
             here = [stage for stage in self.stages if stage.node == node]
             devices = [device for stage in here for device in stage.devices]
             if devices and not all(stage.devices for stage in here):
-                raise ValueError(f"some stages of node {node} name no devices; name them for all of its stages or none")
+                raise ValueError(
+                    f"some stages of node {node} name no devices; name them for all of its stages or none"
+                )
             if len(set(devices)) < len(devices):
                 raise ValueError(f"node {node} uses a device twice; give each rank its own")
         return self
@@ -102,7 +105,10 @@ class Layout(Spec):
             match = _SHORT_STAGE.fullmatch(part.strip())
             if match is None:
                 raise InputError(
-                    source, "", f"{part!r} is not a stage", "write TPxLAYERS[@NODE] stages joined by +, as in 2x5+1x3"
+                    source,
+                    "",
+                    f"{part!r} is not a stage",
+                    "write TPxLAYERS[@NODE] stages joined by +, as in 2x5+1x3",
                 )
             tp, layers, node = int(match[1]), int(match[2]), int(match[3] or 0)
             stages.append({"tp": tp, "first_layer": first, "layers": layers, "node": node})
@@ -149,7 +155,9 @@ class Layout(Spec):
     def places(self) -> tuple[Place, ...]:
         """Every rank's place, in rank order."""
         order = sorted(
-            (stage.node, index, tp_rank) for index, stage in enumerate(self.stages) for tp_rank in range(stage.tp)
+            (stage.node, index, tp_rank)
+            for index, stage in enumerate(self.stages)
+            for tp_rank in range(stage.tp)
         )
         places: list[Place] = []
         for rank, (node, index, tp_rank) in enumerate(order):
@@ -161,7 +169,8 @@ class Layout(Spec):
     def stage_ranks(self) -> tuple[tuple[int, ...], ...]:
         """Per stage, its global ranks in TP order."""
         return tuple(
-            tuple(place.rank for place in self.places if place.stage == index) for index in range(len(self.stages))
+            tuple(place.rank for place in self.places if place.stage == index)
+            for index in range(len(self.stages))
         )
 
     def node_ranks(self, node: int) -> range:
@@ -189,7 +198,7 @@ class Layout(Spec):
         return place.stage * self.stages[place.stage].tp + place.tp_rank
 
     def chain(self, rank: int) -> tuple[int, ...]:
-        """One rank per stage as `rank` sees the pipeline: itself in its own stage, its counterparts in the others.
+        """One rank per stage as `rank` sees the pipeline: itself in its own, its counterparts in the others.
 
         With equal TPs these are the ranks of vLLM's own pipeline group.
 
@@ -204,9 +213,10 @@ class Layout(Spec):
 
     @property
     def columns(self) -> tuple[tuple[int, ...], ...]:
-        """All ranks, divided so that each part holds exactly one rank of the last stage: the last of their chains.
+        """All ranks, divided so that each part holds exactly one rank of the last stage.
 
-        What the last stage broadcasts to the others (sampled tokens) travels inside these parts, each rank in one.
+        That rank is the end of the chains of the others. What the last stage broadcasts (sampled tokens)
+        travels inside these parts, and so reaches each rank once.
 
         >>> Layout.parse("1x4+2x4", "--layout").columns
         ((0, 1), (2,))
@@ -217,7 +227,7 @@ class Layout(Spec):
         return tuple(tuple(part) for part in parts.values())
 
     def feeder(self, rank: int) -> int:
-        """The rank of the previous stage that sends hidden states to `rank`, which is not in the first stage."""
+        """The rank of the previous stage that sends hidden states to `rank`; ValueError in the first stage."""
         place = self.places[rank]
         if place.stage == 0:
             raise ValueError(f"rank {rank} is in the first stage")
