@@ -1,0 +1,7 @@
+"""Discrete-event simulation of a plan under load, at the cost model's speed."""
+
+from hexgen2.simulator.load import Requests, offline, poisson, replay
+from hexgen2.simulator.result import SimulationResult, Timeline
+from hexgen2.simulator.run import simulate
+
+__all__ = ["Requests", "SimulationResult", "Timeline", "offline", "poisson", "replay", "simulate"]

@@ -1,0 +1,211 @@
+"""A plan under load: the groups, the network and the coordinator's choice of paths, wired together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from hexgen2.cost.layout import PlacedStage, Placement, shape
+from hexgen2.cost.replica import Compiled, CostModel
+from hexgen2.cost.transfer import capacity, kv_loads, resources
+from hexgen2.simulator.batching import Engine
+from hexgen2.simulator.events import Events
+from hexgen2.simulator.load import Requests
+from hexgen2.simulator.network import Network
+from hexgen2.simulator.prefill import PrefillGroup
+from hexgen2.simulator.result import SimulationResult, summarise
+from hexgen2.simulator.routing import Path, Router
+from hexgen2.simulator.sequence import Sequence
+from hexgen2.specs.plan import Group, Plan, Slo
+
+PROGRESS_EVERY = 500
+"""Requests between two calls of the progress function."""
+
+_NOMINAL_BATCH = 256.0  # requests in flight that count as a load of 1 on a group with a share of 1
+
+
+def simulate(
+    plan: Plan,
+    cost: CostModel,
+    requests: Requests,
+    *,
+    slo: Slo | None = None,
+    load_correction: float = 0.5,
+    progress: Callable[[int, int], None] | None = None,
+) -> SimulationResult:
+    """What becomes of these requests on this plan.
+
+    ``cost`` is the cost model of the plan's model. ``slo``: targets to count goodput by, the plan's by
+    default. ``load_correction``: how far live load bends the shares, the coordinator's setting. ``progress``
+    is called with the requests that have ended and all of them. Deterministic: equal arguments give equal
+    results.
+    """
+    return _Simulation(plan, cost, requests, load_correction, progress).run(plan.slo if slo is None else slo)
+
+
+def placement(plan: Plan, group: Group) -> Placement:
+    """A group's stages by the cluster's GPU indices."""
+    gpus = plan.cluster.gpu_by_id
+    return tuple(
+        PlacedStage(tuple(gpus[gpu].index for gpu in stage.gpus), stage.first_layer, stage.layers)
+        for stage in group.stages
+    )
+
+
+class _Simulation:
+    def __init__(
+        self,
+        plan: Plan,
+        cost: CostModel,
+        requests: Requests,
+        load_correction: float,
+        progress: Callable[[int, int], None] | None,
+    ) -> None:
+        self._plan = plan
+        self._cost = cost
+        self._requests = requests
+        self._progress = progress
+        self._events = Events()
+        self._compiled = {
+            group.id: cost.compiled(shape(plan.cluster, placement(plan, group))) for group in plan.groups
+        }
+        self._prefill = {group.id: self._prefill_group(group) for group in plan.role_groups("prefill")}
+        self._engines = {group.id: self._engine(group) for group in plan.groups if group.role != "prefill"}
+        self._bytes_per_token: dict[tuple[str, str], float] = {}
+        self._network = self._build_network()
+        paths = [Path(route.source, route.target, route.share) for route in plan.routes]
+        paths += [Path(None, group.id, group.share) for group in plan.role_groups("colocated")]
+        self._router = Router(paths, load_correction)
+        self._in_flight_weight = {group.id: 1 / max(1.0, group.share * _NOMINAL_BATCH) for group in plan.groups}
+        self._load = {group.id: 0.0 for group in plan.groups}
+        self._sequences = [
+            Sequence(number, inputs, outputs, arrival)
+            for number, (arrival, inputs, outputs) in enumerate(
+                zip(
+                    requests.arrivals_s.tolist(),
+                    requests.inputs.tolist(),
+                    requests.outputs.tolist(),
+                    strict=True,
+                )
+            )
+        ]
+        self._ended = 0
+        self._kv_bytes = 0.0
+
+    def run(self, slo: Slo) -> SimulationResult:
+        if self._sequences:
+            self._events.at(self._sequences[0].arrival, self._arrive, 0)
+        while self._events.step():
+            pass
+        if self._progress:
+            self._progress(self._ended, len(self._sequences))
+        first = self._sequences[0].arrival if self._sequences else 0.0
+        span = self._events.now - first
+        return summarise(self._sequences, self._router.paths, self._kv_bytes, slo, self._group_figures(span))
+
+    def _arrive(self, number: int) -> None:
+        """A request is here: choose its path, and wait for the next one."""
+        if number + 1 < len(self._sequences):
+            self._events.at(self._sequences[number + 1].arrival, self._arrive, number + 1)
+        sequence = self._sequences[number]
+        path = self._router.choose(self._load)
+        prompt_fits = path.prefill is None or sequence.inputs <= self._prefill[path.prefill].max_tokens
+        if not prompt_fits or sequence.inputs + sequence.outputs > self._engines[path.target].max_tokens:
+            self._count_ended()  # the engine refuses it: it could never hold it
+            return
+        sequence.path = path
+        if path.prefill is None:
+            sequence.pending = sequence.inputs
+            self._enter(path.target)
+            self._engines[path.target].submit(sequence)
+        else:
+            self._enter(path.prefill)
+            self._prefill[path.prefill].submit(sequence)
+
+    def _prompt_done(self, sequence: Sequence) -> None:
+        path: Path = sequence.path
+        assert path.prefill is not None
+        self._exit(path.prefill)
+        self._enter(path.target)
+        self._engines[path.target].submit(sequence)
+
+    def _fetch(self, sequence: Sequence) -> None:
+        sequence.transfer_start = self._events.now
+        route = sequence.path.groups
+        self._network.start(route, float(sequence.inputs), self._transferred, sequence)
+
+    def _transferred(self, sequence: Sequence) -> None:
+        sequence.transferred = self._events.now
+        path: Path = sequence.path
+        assert path.prefill is not None
+        self._kv_bytes += sequence.inputs * self._bytes_per_token[path.prefill, path.target]
+        self._prefill[path.prefill].release(sequence)
+        self._engines[path.target].arrived(sequence)
+
+    def _answered(self, sequence: Sequence) -> None:
+        self._exit(sequence.path.target)
+        self._count_ended()
+
+    def _count_ended(self) -> None:
+        self._ended += 1
+        if self._progress and self._ended % PROGRESS_EVERY == 0:
+            self._progress(self._ended, len(self._sequences))
+
+    def _enter(self, group: str) -> None:
+        self._load[group] += self._in_flight_weight[group]
+
+    def _exit(self, group: str) -> None:
+        self._load[group] -= self._in_flight_weight[group]
+
+    def _prefill_group(self, group: Group) -> PrefillGroup:
+        compiled = self._compiled[group.id]
+        return PrefillGroup(self._events, compiled, self._cost.settings, group.max_batch, self._prompt_done)
+
+    def _engine(self, group: Group) -> Engine:
+        compiled: Compiled = self._compiled[group.id]
+        fetch = self._fetch if group.role == "decode" else None
+        return Engine(self._events, compiled, self._cost.settings, group.max_batch, self._answered, fetch)
+
+    def _build_network(self) -> Network:
+        """The plan's routes with what one token loads on each resource."""
+        plan, cluster = self._plan, self._plan.cluster
+        loads: dict[Any, dict[Any, float]] = {}
+        latencies: dict[Any, float] = {}
+        capacities: dict[Any, float] = {}
+        for route in plan.routes:
+            key = (route.source, route.target)
+            source, target = (placement(plan, plan.group_by_id[group]) for group in key)
+            by_pair = kv_loads(self._cost.model, source, target, 1.0)
+            loads[key] = dict(resources(cluster, by_pair))
+            latencies[key] = max(float(cluster.latency[pair]) for pair in by_pair)
+            self._bytes_per_token[key] = sum(by_pair.values())
+            capacities.update({resource: capacity(cluster, resource) for resource in loads[key]})
+        return Network(self._events, loads, latencies, capacities)
+
+    def _group_figures(self, span: float) -> dict[str, dict[str, Any]]:
+        """What each group did, for the results' ``per_group``; ``busy`` is the part of the time it computed."""
+        figures: dict[str, dict[str, Any]] = {}
+        size = self._cost.settings.block_size
+        for name, prefill in self._prefill.items():
+            figures[name] = {
+                "role": "prefill",
+                "requests": prefill.requests,
+                "prompt_tokens": prefill.tokens,
+                "output_tokens": 0,
+                "busy": prefill.busy_s / span if span else 0.0,
+                "mean_batch": prefill.requests / prefill.batches if prefill.batches else 0.0,
+                "preemptions": 0,
+                "peak_kv_tokens": prefill.peak_blocks * size,
+            }
+        for name, engine in self._engines.items():
+            figures[name] = {
+                "role": self._plan.group_by_id[name].role,
+                "requests": engine.requests,
+                "prompt_tokens": engine.prompt_tokens,
+                "output_tokens": engine.output_tokens,
+                "busy": engine.busy_s / span if span else 0.0,
+                "mean_batch": engine.sequence_steps / engine.steps if engine.steps else 0.0,
+                "preemptions": engine.preemptions,
+                "peak_kv_tokens": engine.blocks.peak * size,
+            }
+        return figures
