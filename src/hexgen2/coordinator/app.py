@@ -218,7 +218,7 @@ class Api:
 
     async def show_metrics(self, _: web.Request) -> web.Response:
         urls = {engine.id: engine.endpoint.url for engine in self.client.fleet.engines.values() if engine.up}
-        totals = await kv_transfer_totals(urls, self.client.session, timeout_s=1.0)
+        totals = await kv_transfer_totals(urls, self.client.probes, timeout_s=1.0)
         return web.Response(body=self.metrics.render(totals), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def version(self, _: web.Request) -> web.Response:

@@ -33,6 +33,7 @@ class EngineClient:
         self.fleet = fleet
         self.timeouts = timeouts
         self._session: aiohttp.ClientSession | None = None
+        self._probes: aiohttp.ClientSession | None = None
         self.watched: set[EngineCall] = set()
         self._watch: asyncio.Task[None] | None = None
 
@@ -42,6 +43,9 @@ class EngineClient:
         self._session = aiohttp.ClientSession(
             connector=connector, timeout=timeout, auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar()
         )
+        # Health polls set up a connection each: they then also tell whether the engine still accepts any,
+        # and do not keep the pool's idle connections alive.
+        self._probes = aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True, limit=0))
         self._watch = asyncio.create_task(self._watch_calls(), name="engine-call-watch")
 
     async def close(self) -> None:
@@ -49,14 +53,22 @@ class EngineClient:
             self._watch.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._watch
-        if self._session is not None:
-            await self._session.close()
-        self._watch = self._session = None
+        for session in (self._session, self._probes):
+            if session is not None:
+                await session.close()
+        self._watch = self._session = self._probes = None
 
     @property
     def session(self) -> aiohttp.ClientSession:
+        """For requests: connections are kept and used again."""
         assert self._session is not None, "the client is not started"
         return self._session
+
+    @property
+    def probes(self) -> aiohttp.ClientSession:
+        """For questions about the engine: a connection each."""
+        assert self._probes is not None, "the client is not started"
+        return self._probes
 
     def call(self, group_id: str) -> EngineCall:
         return EngineCall(self, self.fleet.engines[group_id])
@@ -117,8 +129,13 @@ class EngineCall:
             if self._expired is None:
                 raise
             raise EngineFailure(self._expired[0], self.engine.id, self._expired[1]) from timeout
-        if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ServerTimeoutError):
-            detail = "no connection could be made"
+        if isinstance(
+            error, aiohttp.ServerTimeoutError
+        ):  # a late connection is no proof of death: /health decides
+            detail = f"no connection within {self._client.timeouts.connect_s:g} s"
+            raise EngineFailure("connect", self.engine.id, detail) from error
+        if isinstance(error, aiohttp.ClientConnectorError):
+            detail = "it refuses connections"
             self._client.fleet.mark_down(self.engine, detail)
             raise EngineFailure("connect", self.engine.id, detail) from error
         if isinstance(error, aiohttp.ClientError):
@@ -135,12 +152,16 @@ class EngineCall:
         self.allowed_s = seconds
         self.deadline = asyncio.get_running_loop().time() + seconds
 
+    def _heard(self) -> None:
+        self.deadline = None
+        self.engine.heard_at = asyncio.get_running_loop().time()
+
     async def open(self, path: str, body: bytes, headers: Mapping[str, str], within_s: float) -> None:
         """Send the request and wait for the answer's head; EngineFailure for an answer of 5xx."""
         self._wait_up_to(within_s)
         url = self.engine.endpoint.url + path
         self._response = await self._client.session.post(url, data=body, headers=headers)
-        self.deadline = None
+        self._heard()
         self.status = self._response.status
         self.content_type = self._response.headers.get("Content-Type", "application/json")
         if self.status >= 500:
@@ -154,7 +175,7 @@ class EngineCall:
         assert self._response is not None
         self._wait_up_to(within_s)
         content = await self._response.read()
-        self.deadline = None
+        self._heard()
         return content
 
     async def next_block(self, within_s: float) -> bytes | None:
@@ -171,7 +192,7 @@ class EngineCall:
         while True:
             self._wait_up_to(within_s)
             data = await self._response.content.readany()
-            self.deadline = None
+            self._heard()
             if not data:
                 raise EngineFailure("lost", self.engine.id, "the stream ended before it was done")
             block = self._cutter.feed(data)

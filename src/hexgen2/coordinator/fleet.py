@@ -34,6 +34,7 @@ class Engine:
     reason: str = "not yet asked"
     in_flight: int = 0
     missed_polls: int = 0
+    heard_at: float = 0.0  # event-loop time at which an answer's bytes last came
     max_model_len: int | None = None
     calls: set[Call] = field(default_factory=set)
 

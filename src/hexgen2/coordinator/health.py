@@ -49,12 +49,14 @@ class HealthWatch:
 
     async def poll(self, engine: Engine) -> None:
         """Ask one engine how it is and note the answer."""
-        fleet = self._client.fleet
+        fleet, began = self._client.fleet, asyncio.get_running_loop().time()
         try:
             status = (await self._get(engine, "/health"))[0]
         except (aiohttp.ClientConnectorError, aiohttp.ServerDisconnectedError, ConnectionError) as error:
             fleet.mark_down(engine, f"no connection ({type(error).__name__})")
         except (aiohttp.ClientError, TimeoutError):
+            if engine.heard_at > began:
+                return  # it is busy answering requests, or this process was late itself
             engine.missed_polls += 1
             if engine.missed_polls >= self._unhealthy_after or not engine.up:
                 fleet.mark_down(engine, f"no answer from /health, {engine.missed_polls} times in a row")
@@ -76,5 +78,5 @@ class HealthWatch:
 
     async def _get(self, engine: Engine, path: str) -> tuple[int, bytes]:
         timeout = aiohttp.ClientTimeout(total=self._timeouts.health_timeout_s)
-        async with self._client.session.get(engine.endpoint.url + path, timeout=timeout) as response:
+        async with self._client.probes.get(engine.endpoint.url + path, timeout=timeout) as response:
             return response.status, await response.read()

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import aiohttp
 
-_LINE = re.compile(r"^(vllm:[a-z_]+)(?:\{[^}]*\})?\s+(\S+)", re.MULTILINE)
+_LINE = re.compile(r'^(vllm:[a-z_]+)(?:\{(?:[^"}]|"(?:\\.|[^"\\])*")*\})?\s+(\S+)', re.MULTILINE)
 
 _BYTES = "vllm:nixl_bytes_transferred_sum"
 _COUNT = "vllm:nixl_bytes_transferred_count"

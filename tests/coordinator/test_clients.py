@@ -1,0 +1,67 @@
+"""The official `openai` client works unchanged."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import openai
+import pytest
+
+from .conftest import MODEL, Stand, expected
+
+
+@pytest.fixture
+async def client(pair: Stand) -> AsyncIterator[openai.AsyncOpenAI]:
+    async with openai.AsyncOpenAI(base_url=pair.url + "/v1", api_key="none", max_retries=0) as made:
+        yield made
+
+
+async def test_completions(client: openai.AsyncOpenAI) -> None:
+    answer = await client.completions.create(model=MODEL, prompt="a b", max_tokens=5, temperature=0, logprobs=1)
+    assert answer.choices[0].text == expected("a b", 5)
+    stream = await client.completions.create(model=MODEL, prompt="a b", max_tokens=5, stream=True)
+    assert "".join([chunk.choices[0].text async for chunk in stream]) == expected("a b", 5)
+
+
+async def test_chat(client: openai.AsyncOpenAI) -> None:
+    answer = await client.chat.completions.create(
+        model=MODEL, messages=[{"role": "user", "content": "hi"}], max_completion_tokens=6
+    )
+    text = answer.choices[0].message.content
+    assert text
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == 6
+    stream = await client.chat.completions.create(
+        model=MODEL,
+        messages=[{"role": "user", "content": "hi"}],
+        max_completion_tokens=6,
+        stream=True,
+        stream_options={"include_usage": True},
+    )
+    streamed, tokens = "", None
+    async for chunk in stream:
+        if chunk.choices:
+            streamed += chunk.choices[0].delta.content or ""
+        if chunk.usage:
+            tokens = chunk.usage.completion_tokens
+    assert (streamed, tokens) == (text, 6)
+
+
+async def test_models_and_errors(client: openai.AsyncOpenAI) -> None:
+    assert [model.id async for model in client.models.list()] == [MODEL, "alias"]
+    with pytest.raises(openai.NotFoundError) as missing:
+        await client.completions.create(model="gpt-9", prompt="a")
+    assert missing.value.code == "model_not_found"
+    with pytest.raises(openai.BadRequestError):
+        await client.completions.create(model=MODEL, prompt="a", max_tokens=10**9)
+
+
+async def test_a_broken_stream_raises(client: openai.AsyncOpenAI, pair: Stand) -> None:
+    from hexgen2.emulator import Fault
+
+    for engine in pair.engines.values():
+        engine.fault = Fault("error_event", after_tokens=3)
+    pair.engines["p0"].fault = None
+    with pytest.raises(openai.APIError):
+        async for _ in await client.completions.create(model=MODEL, prompt="a", stream=True):
+            pass
