@@ -15,7 +15,7 @@ _COLOURS: dict[Role, tuple[str, str]] = {  # fill, edge
     "colocated": ("#e2f1e1", "#2f7d32"),
 }
 _SIDES: tuple[Role, Role] = ("prefill", "decode")
-_BOX_WIDTH, _BOX_HEIGHT, _GAP = 4.3, 1.0, 0.35
+_BOX_WIDTH, _BOX_HEIGHT, _GAP = 4.3, 1.1, 0.3
 _COLUMN_X = {"prefill": 0.0, "decode": 7.6, "colocated": 3.8}
 
 
@@ -107,22 +107,38 @@ def _draw_group(axes: Any, plan: Plan, group: Group, x: float, y: float) -> None
     axes.add_patch(box)
     load = group.share * plan.throughput_rps
     batch = "" if group.role == "prefill" else f", batch {group.max_batch}"
-    layout = layout_words(plan, group)
+    layout, size = _wrapped_layout(layout_words(plan, group))
     lines = (
-        (f"{group.id}   {load:.3g} of {group.capacity_rps:.3g} req/s{batch}", 10, "#111111", "bold"),
-        (layout, 8.5 if len(layout) < 58 else 8.5 * 58 / len(layout), "#111111", "normal"),
-        (_shorten(nodes_words(group)), 8, "#555555", "normal"),
+        (f"{group.id}   {load:.3g} of {group.capacity_rps:.3g} req/s{batch}", 10, "#111111", "bold", 0.17),
+        (layout, size, "#111111", "normal", 0.53 if "\n" in layout else 0.46),
+        (_shorten(nodes_words(group)), 8, "#555555", "normal", 0.87 if "\n" in layout else 0.75),
     )
-    for line, (text, size, colour, weight) in enumerate(lines):
+    for text, fontsize, colour, weight, down in lines:
+        top = y + _BOX_HEIGHT * (1 - down)
         axes.text(
             x + 0.12,
-            y + _BOX_HEIGHT - 0.22 - 0.29 * line,
+            top,
             text,
-            fontsize=size,
+            fontsize=fontsize,
             color=colour,
             fontweight=weight,
             va="center",
+            linespacing=1.15,
         )
+
+
+def _wrapped_layout(words: str, width: int = 60) -> tuple[str, float]:
+    """The layout on one line, or on two that break at an arrow; and the font size at which it fits the box."""
+    if len(words) <= width:
+        return words, 8.5
+    stages = words.split(" → ")
+    middle = min(range(1, len(stages) + 1), key=lambda cut: _longest(stages, cut))
+    lines = [" → ".join(stages[:middle]) + " →", " → ".join(stages[middle:])]
+    return "\n".join(lines), min(8.5, 8.5 * width / max(map(len, lines)))
+
+
+def _longest(stages: list[str], cut: int) -> int:
+    return max(len(" → ".join(stages[:cut])), len(" → ".join(stages[cut:])))
 
 
 def _draw_route(axes: Any, source: tuple[float, float], target: tuple[float, float], share: float) -> None:
