@@ -53,6 +53,11 @@ def read_json(path: str | Path, what: str) -> dict[str, Any]:
 def require_mapping(document: object, source: str, what: str) -> dict[str, Any]:
     """``document`` if it is a mapping with text keys, else an InputError."""
     if not isinstance(document, dict) or not all(isinstance(key, str) for key in document):
-        found = "is empty" if document is None else f"holds a {type(document).__name__}, not a mapping"
+        if document is None:
+            found = "is empty"
+        elif isinstance(document, dict):
+            found = "has a key that is not text"
+        else:
+            found = f"holds a {type(document).__name__}, not a mapping"
         raise InputError(source, "", found, f"write a {what}: see the examples folder")
     return document
