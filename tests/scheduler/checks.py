@@ -12,7 +12,7 @@ TOLERANCE = 1e-6
 
 
 def check_plan(plan: Plan, model: Model, *, coupled: bool = False, mean_input: float = 0.0) -> None:
-    """Assert what must hold of every plan; ``coupled``: also that no link or NIC is loaded past its capacity."""
+    """Assert what must hold of every plan; ``coupled``: also that no link or NIC is overloaded."""
     assert plan.groups
     used = [gpu for group in plan.groups for gpu in group.gpus]
     assert len(used) == len(set(used)), "a GPU stands in two groups"
@@ -61,7 +61,7 @@ def check_flow(plan: Plan) -> None:
 
 
 def check_network(plan: Plan, model: Model, mean_input: float) -> None:
-    """Bytes per second on every directed pair of nodes and every NIC, from the plan's layers and head counts."""
+    """Bytes per second on every directed pair of nodes and every NIC, from the plan's layers and heads."""
     cluster = plan.cluster
     pairs: dict[tuple[int, int], float] = defaultdict(float)
     sent: dict[int, float] = defaultdict(float)

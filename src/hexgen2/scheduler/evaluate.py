@@ -14,6 +14,7 @@ from hexgen2.cost import transfer
 from hexgen2.cost.layout import PlacedStage, Placement
 from hexgen2.scheduler.layouts import StageTemplate, Template, chains, layer_splits, valid_tps
 from hexgen2.scheduler.problem import Problem
+from hexgen2.scheduler.routes import Loads
 from hexgen2.scheduler.stage_values import NO_LINK, StageValues, Valued
 from hexgen2.scheduler.topology import Members, Topology
 from hexgen2.specs.plan import Role
@@ -71,7 +72,8 @@ class Evaluator:
         self._options: dict[tuple[Signature, Role], tuple[Option, ...]] = {}
         self._rules: dict[tuple[Signature, Role], Option | None] = {}
         self._chosen: dict[tuple[Members, Role], Option | None] = {}
-        self._routes: dict[tuple[Template, Template], float] = {}
+        self._loads: dict[tuple[Template, Template], Loads] = {}
+        self._tokens = float(problem.lengths.inputs.mean())
 
     def options(self, members: Members, role: Role) -> tuple[Option, ...]:
         """Every layout of the group in the role that fits into memory, also those the engine forbids."""
@@ -100,18 +102,35 @@ class Evaluator:
 
     def route(self, source: Option, target: Option) -> float:
         """Requests/s that the route could carry if it had the network to itself; 0 when a rule forbids it."""
+        if self.problem.engine.route_rule(source.tps, target.tps) is not None:
+            return 0.0
+        return 1 / max(seconds for _, seconds in self.loads(source, target))
+
+    def loads(self, source: Option, target: Option) -> Loads:
+        """Seconds that one mean request's KV cache keeps each resource on its way busy.
+
+        Resources are those of `cost.transfer`, but ("gpu_out", k) is the source group's k-th GPU in rank order.
+        """
         key = (source.template, target.template)
-        known = self._routes.get(key)
+        known = self._loads.get(key)
         if known is None:
-            known = self._routes[key] = self._route(source, target)
+            first, second = self.place([source.template, target.template])
+            bytes_by_pair = transfer.kv_loads(self.problem.model, first, second, self._tokens)
+            rank = {gpu: k for k, gpu in enumerate(gpu for stage in first for gpu in stage.gpus)}
+            shared = transfer.resources(self.problem.cluster, bytes_by_pair)
+            known = self._loads[key] = tuple(
+                (("gpu_out", rank[int(name[1])]) if name[0] == "gpu_out" else name, size / self._capacity(name))
+                for name, size in shared.items()
+            )
         return known
 
-    def _route(self, source: Option, target: Option) -> float:
-        problem = self.problem
-        if problem.engine.route_rule(source.tps, target.tps) is not None:
-            return 0.0
-        first, second = self.place([source.template, target.template])
-        return transfer.route_capacity(problem.model, problem.cluster, first, second, problem.lengths)
+    def _capacity(self, resource: transfer.Resource) -> float:
+        """`cost.transfer.capacity` from the topology's tables."""
+        if resource[0] == "link":
+            return float(self.topology.bandwidth[resource[1], resource[-1]])
+        if resource[0] == "gpu_out":
+            return self.topology.intra[self.problem.cluster.gpus[resource[1]].node].bandwidth
+        return self.problem.cluster.nic_bandwidth(resource[1])
 
     def place(self, groups: Sequence[Template]) -> list[Placement]:
         """Real GPUs for groups: each node's in the order of the groups, ranks in the order of the nodes."""

@@ -140,18 +140,19 @@ def describe_cut(
     routes = [f"{prefill[int(place[1])]}→{decode[int(place[2])]}" for place in flow.cut if place[0] == "route"]
     parts = []
     if groups_p:
-        parts.append(_phrase("prefill", groups_p, len(prefill)))
+        parts.append(phrase("prefill", groups_p, len(prefill)))
     if groups_d:
-        parts.append(_phrase("decode", groups_d, len(decode)))
+        parts.append(phrase("decode", groups_d, len(decode)))
     if routes:
         parts.append(f"the KV transfers {', '.join(routes)}")
     if colocated:
-        parts.append(_phrase("colocated", list(colocated), len(colocated)))
+        parts.append(phrase("colocated", list(colocated), len(colocated)))
     text = f"{' and '.join(parts)} {'is' if len(parts) == 1 and not routes else 'are'} at capacity"
     return Bottleneck(elements=(*groups_p, *routes, *groups_d, *colocated), text=text)
 
 
-def _phrase(role: str, ids: list[str], total: int) -> str:
+def phrase(role: str, ids: Sequence[str], total: int) -> str:
+    """A role and some of its ``total`` groups, in words."""
     if len(ids) == total and total > 1:
         return f"{role} (all {total} groups)"
     return f"{role} ({', '.join(ids)})"

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from hexgen2.scheduler.evaluate import Evaluator, Option
-from hexgen2.scheduler.flow import describe_cut
 from hexgen2.scheduler.problem import Problem
+from hexgen2.scheduler.settle import Settled, bottleneck, settle
 from hexgen2.scheduler.solution import Solution
 from hexgen2.specs.cluster import Cluster
 from hexgen2.specs.plan import Group, Objective, Plan, Rejection, Role, Route, Stage
@@ -28,7 +28,7 @@ class Extras:
     rejected: tuple[Rejection, ...] = ()
     shadow_prices: tuple[dict[str, Any], ...] = ()
     notes: tuple[str, ...] = ()
-    routes: dict[tuple[int, int], float] = field(default_factory=dict)
+    coupled: bool = True
 
 
 def build(
@@ -47,18 +47,21 @@ def build(
     ``cluster`` is the one to write into the plan (its nodes in the user's order). Groups that carry nothing are
     left out and named in the notes, as are GPUs in no group. Ids count by role, the busiest group first.
     """
-    value = solution.value
-    used = [cell for cell in range(len(solution.cells)) if _carried(solution, cell) > NEGLIGIBLE * value]
-    order = sorted(used, key=lambda cell: (-_carried(solution, cell), cell))
+    settled = settle(evaluator, solution, coupled=extras.coupled)
+    value = settled.value
+    load = [_carried(settled, solution, cell) for cell in range(len(solution.cells))]
+    used = [cell for cell, rps in enumerate(load) if rps > NEGLIGIBLE * value]
+    order = sorted(used, key=lambda cell: (-load[cell], cell))
     ids: dict[int, str] = {}
     for role, letter in ROLE_LETTER.items():
         mine = [cell for cell in order if solution.cells[cell].role == role]
         ids.update({cell: f"{letter}{place}" for place, cell in enumerate(mine)})
     order = sorted(used, key=lambda cell: (list(ROLE_LETTER.values()).index(ids[cell][0]), int(ids[cell][1:])))
 
-    groups = _groups(problem, evaluator, solution, order, ids)
-    routes = _routes(solution, ids)
-    bottleneck = describe_cut(solution.flow, *(_named(solution, ids, role) for role in ROLE_LETTER))
+    shares = [load[cell] / value for cell in order]
+    groups = _groups(problem, evaluator, solution, order, ids, shares)
+    routes = _routes(settled, solution, ids)
+    names = [_named(solution, ids, role) for role in ROLE_LETTER]
     return Plan(
         cluster=cluster,
         model=problem.model_name or problem.model.name,
@@ -77,7 +80,7 @@ def build(
         wall_s=wall_s,
         groups=groups,
         routes=routes,
-        bottleneck=bottleneck,
+        bottleneck=bottleneck(settled, solution, problem.cluster, *names),
         shadow_prices=extras.shadow_prices,
         rejected=extras.rejected,
         notes=(*extras.notes, *_idle_notes(problem, groups)),
@@ -85,19 +88,24 @@ def build(
 
 
 def _groups(
-    problem: Problem, evaluator: Evaluator, solution: Solution, order: Sequence[int], ids: dict[int, str]
+    problem: Problem,
+    evaluator: Evaluator,
+    solution: Solution,
+    order: Sequence[int],
+    ids: dict[int, str],
+    shares: Sequence[float],
 ) -> tuple[Group, ...]:
     options = [_option(solution, cell) for cell in order]
     groups: list[Group] = []
     placements = evaluator.place([option.template for option in options])
-    for cell, option, placement in zip(order, options, placements, strict=True):
+    for cell, option, placement, share in zip(order, options, placements, shares, strict=True):
         gpus = problem.cluster.gpus
         price = sum(problem.cluster.gpu_price(gpus[gpu].node) for stage in placement for gpu in stage.gpus)
         groups.append(
             Group(
                 id=ids[cell],
                 role=solution.cells[cell].role,
-                share=_carried(solution, cell) / solution.value,
+                share=share,
                 price_per_hour=price,
                 capacity_rps=option.rps,
                 max_batch=option.max_batch,
@@ -115,38 +123,33 @@ def _groups(
     return tuple(groups)
 
 
-def _routes(solution: Solution, ids: dict[int, str]) -> tuple[Route, ...]:
-    flow = solution.flow
+def _routes(settled: Settled, solution: Solution, ids: dict[int, str]) -> tuple[Route, ...]:
+    network = solution.flow.network
     found: list[Route] = []
-    for row, column in zip(*np.nonzero(flow.routes > NEGLIGIBLE * solution.value), strict=True):
+    for row, column in zip(*np.nonzero(settled.routes > NEGLIGIBLE * settled.value), strict=True):
         source = ids.get(solution.cell_at("prefill", int(row)))
         target = ids.get(solution.cell_at("decode", int(column)))
         if source is None or target is None:
             continue
-        rps = float(flow.routes[row, column])
+        rps = float(settled.routes[row, column])
         found.append(
             Route.model_validate(
                 {
                     "from": source,
                     "to": target,
-                    "share": rps / solution.value,
+                    "share": rps / settled.value,
                     "rps": rps,
-                    "capacity_rps": float(flow.network.routes[row, column]),
+                    "capacity_rps": float(network.routes[row, column]),
                 }
             )
         )
     return tuple(sorted(found, key=lambda route: (_number(route.source), _number(route.target))))
 
 
-def _carried(solution: Solution, cell: int) -> float:
+def _carried(settled: Settled, solution: Solution, cell: int) -> float:
     """Requests/s through a cell."""
     row = solution.place[cell]
-    if row < 0:
-        return 0.0
-    role = solution.cells[cell].role
-    flow = solution.flow
-    carried = {"prefill": flow.prefill, "decode": flow.decode, "colocated": flow.network.colocated}[role]
-    return float(carried[row])
+    return 0.0 if row < 0 else settled.carried(solution.cells[cell].role, row)
 
 
 def _named(solution: Solution, ids: dict[int, str], role: Role) -> list[str]:

@@ -58,7 +58,7 @@ def schedule(
 def _paper(problem: Problem, seed: int, budget: Budget) -> tuple[Solution, Evaluator, Extras]:
     evaluator = Evaluator(problem, paper_rule)
     check_fits(evaluator)
-    return paper.search(problem, evaluator, seed, budget), evaluator, Extras()
+    return paper.search(problem, evaluator, seed, budget), evaluator, Extras(coupled=False)
 
 
 SOLVERS: dict[str, Solver] = {"paper": _paper}
