@@ -41,8 +41,9 @@ CPUS = {"cpu-1c", "cpu-1c-4g", "cpu-2c-4g"}
 
 @pytest.mark.parametrize("name", GPUS)
 def test_figures_are_those_of_the_data_sheet(name: str) -> None:
-    """To 5%, so that a sparse figure (twice the dense one) or a slip of units shows. Usable memory may lack more:
-    ECC takes up to a sixteenth, the driver some on top.
+    """To 5%, so that a sparse figure (twice the dense one) or a slip of units shows.
+
+    Usable memory may lack more: ECC takes up to a sixteenth, the driver some on top.
     """
     gigabytes, tflops, bandwidth = GPUS[name]
     kind = gpu_type(name)

@@ -18,8 +18,10 @@ CORRELATIONS = st.floats(-1, 1)
 def marginals(inputs: list[int], outputs: list[int], correlation: float) -> Marginals:
     """Tables at even levels, padded to one length with their last values."""
     size = max(len(inputs), len(outputs))
-    pad = lambda values: np.array(values + values[-1:] * (size - len(values)), dtype=float)  # noqa: E731
-    return Marginals(np.linspace(0, 1, size), pad(inputs), pad(outputs), correlation)
+    columns = (
+        np.array(values + values[-1:] * (size - len(values)), dtype=float) for values in (inputs, outputs)
+    )
+    return Marginals(np.linspace(0, 1, size), *columns, rank_correlation=correlation)
 
 
 def drawn(table: Marginals, count: int = 4000) -> Lengths:

@@ -45,7 +45,7 @@ def test_the_table_is_the_fit(script: dict[str, Any], parts: dict[str, Any], nam
 @needs_trace
 @pytest.mark.parametrize("name", [*CLASSES, "azure-conv"])
 def test_the_fit_is_close(script: dict[str, Any], parts: dict[str, Any], name: str) -> None:
-    """Means to 2%, distributions to 4% of the mean, rank correlation to 0.01, a class's prompt x answer to 5%."""
+    """Means to 2%, distributions to 4% of the mean, ranks to 0.01, a class's prompt x answer to 5%."""
     entry = workload_table().workloads[name].model_dump()
     found = script["errors"](entry, parts[name][0])
     assert abs(found["inputs mean"]) < 0.02
