@@ -1,0 +1,177 @@
+"""One load: fetch a request's KV from every worker of the prefill engine that holds a part of it.
+
+Announce, read, check: the lease must be held before the read (else nothing is read) and still after it (else
+what was read may be another request's KV, and the load counts as failed). A load has two ends only: it
+succeeded, or it failed with a reason; either way nothing can write into its blocks any more when it returns.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from hexgen2.vllm_plugin.kv_connector.params import Offer
+from hexgen2.vllm_plugin.kv_connector.peers import Peer, PeerError, Peers
+from hexgen2.vllm_plugin.kv_connector.regions import (
+    Regions,
+    TokenChunks,
+    concatenate,
+    kernel_blocks,
+    layer_regions,
+    token_chunks,
+)
+from hexgen2.vllm_plugin.kv_connector.shards import LayerShard, WorkerTable
+from hexgen2.vllm_plugin.kv_connector.transfer_plan import PlanError, plan_pieces
+from hexgen2.vllm_plugin.kv_connector.transport import NixlTransport, ReadReport, TransferError
+from hexgen2.vllm_plugin.kv_connector.wire import Announce, Finish
+
+ANSWER_S = 15.0
+"""Longest wait for one control answer; announcing may wait for the prefill engine's current step."""
+
+
+class LoadError(Exception):
+    """The load failed; `peer` is the engine that it failed with."""
+
+    def __init__(self, peer: str, reason: str) -> None:
+        self.peer = peer
+        super().__init__(reason)
+
+
+class LoadAborted(Exception):
+    """The request was aborted before anything was read for it."""
+
+
+@dataclass
+class LoadOrder:
+    """The scheduler's order to a worker: fetch tokens `start` to `stop` of a request into `blocks`.
+
+    `blocks` are the scheduler's blocks of the request from token 0 on, `block_tokens` tokens each.
+    """
+
+    request: str
+    offer: Offer
+    start: int
+    stop: int
+    blocks: tuple[int, ...]
+    block_tokens: int
+
+
+@dataclass(frozen=True)
+class _Part:
+    here: LayerShard
+    there: LayerShard
+    first_head: int
+    end_head: int
+
+
+@dataclass
+class Loader:
+    """Loads into one worker's KV cache, whose table is `table`."""
+
+    table: WorkerTable
+    transport: NixlTransport
+    peers: Peers
+    reader: str
+    timeout_s: float
+    _plans: dict[tuple[str, ...], dict[int, list[_Part]]] = field(default_factory=dict)
+
+    async def load(self, order: LoadOrder, aborted: asyncio.Event) -> list[tuple[str, ReadReport]]:
+        """Run the load; what was read from which engine. Raises LoadError or LoadAborted."""
+        engine = order.offer.engine
+        deadline = time.monotonic() + self.timeout_s
+        try:
+            peers = await asyncio.gather(*(self.peers.get(address) for address in order.offer.workers))
+            plan = self._plan(peers)
+            work = {
+                number: self._regions(parts, order, order.offer.block_tokens) for number, parts in plan.items()
+            }
+        except (PeerError, PlanError) as error:
+            raise LoadError(engine, str(error)) from error
+        if aborted.is_set():
+            raise LoadAborted
+        # All parts are seen through to their end, since none may write once this returns.
+        results = await asyncio.gather(
+            *(self._read(peers[number], regions, order, deadline) for number, regions in work.items()),
+            return_exceptions=True,
+        )
+        for result in results:
+            if isinstance(result, BaseException):
+                if isinstance(result, PeerError | TransferError):
+                    raise LoadError(engine, str(result)) from result
+                raise result
+        return [(engine, result) for result in results if isinstance(result, ReadReport)]
+
+    async def _read(self, peer: Peer, regions: Regions, order: LoadOrder, deadline: float) -> ReadReport:
+        lease, name = order.offer.lease, f"{self.reader}/{order.request}"
+        wait = min(ANSWER_S, self.timeout_s)
+        before = await peer.connection.ask(
+            Announce(lease, name, max(0.0, deadline - time.monotonic()) + wait), wait
+        )
+        if not before.held:
+            raise PeerError(f"{before.reason}: nothing was read")
+
+        def give_up() -> str:
+            if peer.connection.closed:
+                return peer.connection.closed
+            return f"no end after {self.timeout_s:g} s" if time.monotonic() > deadline else ""
+
+        try:
+            report = await self.transport.read(
+                peer.transport_name, regions, peer.table.memory, self.table.device, peer.table.device, give_up
+            )
+        except TransferError:
+            await self.peers.drop(peer)  # a fresh start for whoever comes next; it also ends the hold
+            raise
+        after = await peer.connection.ask(Finish(lease, name), wait)
+        if not after.held:
+            raise PeerError(f"{after.reason}, it was lost during the read")
+        return report
+
+    def _plan(self, peers: Sequence[Peer]) -> dict[int, list[_Part]]:
+        """What to read from each of `peers`; the same for every request, so it is kept."""
+        key = tuple(peer.address.incarnation for peer in peers)
+        if key not in self._plans:
+            if len(self._plans) >= 64:
+                self._plans.clear()  # engines come and go; plans are quickly made again
+            mine = {shard.layer: shard for shard in self.table.layers}
+            theirs = [{shard.layer: shard for shard in peer.table.layers} for peer in peers]
+            plan: dict[int, list[_Part]] = {}
+            for piece in plan_pieces(self.table, [peer.table for peer in peers]):
+                part = _Part(
+                    mine[piece.layer], theirs[piece.sender][piece.layer], piece.first_head, piece.end_head
+                )
+                plan.setdefault(piece.sender, []).append(part)
+            self._plans[key] = plan
+        return self._plans[key]
+
+    @staticmethod
+    def _regions(parts: Sequence[_Part], order: LoadOrder, remote_block_tokens: int) -> Regions:
+        chunks: dict[tuple[int, int], TokenChunks] = {}  # layers mostly have one block size
+        for part in parts:
+            here, there = part.here.block_tokens, part.there.block_tokens
+            if (here, there) in chunks:
+                continue
+            if order.block_tokens % here or remote_block_tokens % there:
+                raise PlanError(f"{part.here.layer}: a block is no whole number of kernel blocks")
+            chunks[here, there] = token_chunks(
+                order.start,
+                order.stop,
+                kernel_blocks(order.blocks, order.block_tokens // here),
+                here,
+                kernel_blocks(order.offer.blocks, remote_block_tokens // there),
+                there,
+            )
+        return concatenate(
+            [
+                layer_regions(
+                    part.here,
+                    part.there,
+                    part.first_head,
+                    part.end_head,
+                    chunks[part.here.block_tokens, part.there.block_tokens],
+                )
+                for part in parts
+            ]
+        )

@@ -1,0 +1,126 @@
+"""The scheduler's half of the connector: what to load, what to hand out, what to give back.
+
+A request of leg 1 (`do_remote_decode`) ends with a lease on its blocks and an offer in its answer. A request of
+leg 2 (`do_remote_prefill`) brings an offer: its lease is kept alive from arrival on, the blocks that the local
+prefix cache lacks are loaded, and the lease is given back as soon as they are there, the load failed, or the
+request has gone. Nothing depends on a role: one engine does both, for different peers.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from typing import Any
+
+from vllm.v1.request import Request, RequestStatus
+
+from hexgen2.vllm_plugin.kv_connector.keeper import LeaseKeeper
+from hexgen2.vllm_plugin.kv_connector.loader import LoadOrder
+from hexgen2.vllm_plugin.kv_connector.metadata import HexgenMetadata, LeaseOrder
+from hexgen2.vllm_plugin.kv_connector.params import VERSION, Offer, WorkerAddress, decode_offer, encode_offer
+
+logger = logging.getLogger("vllm.hexgen2.kv")
+
+
+class SchedulerSide:
+    """Called from vLLM's scheduler, on its thread."""
+
+    def __init__(self, engine: str, block_tokens: int, lease_s: float, keeper: LeaseKeeper) -> None:
+        self._engine = engine
+        self._block_tokens = block_tokens
+        self._lease_s = lease_s
+        self._keeper = keeper
+        self._workers: tuple[WorkerAddress, ...] = ()
+        self._numbers = itertools.count(1)
+        self._offers: dict[str, Offer] = {}
+        """Offers of requests that have not been scheduled yet."""
+        self._local_tokens: dict[str, int] = {}
+        """Tokens that the local prefix cache has, for the same requests."""
+        self._loading: dict[str, Offer] = {}
+        self._orders = HexgenMetadata()
+
+    def set_workers(self, workers: tuple[WorkerAddress, ...]) -> None:
+        self._workers = workers
+
+    def on_new_request(self, request: Request) -> None:
+        params = request.kv_transfer_params
+        if not params or not params.get("do_remote_prefill"):
+            return
+        try:
+            offer = decode_offer(params)
+        except ValueError as error:
+            logger.warning(
+                "request %s computes its prompt itself: kv_transfer_params: %s", request.request_id, error
+            )
+            return
+        self._offers[request.request_id] = offer
+        self._keeper.track(offer)
+
+    def matched_tokens(self, request: Request, local_tokens: int) -> tuple[int, bool]:
+        """Tokens to load beyond the local ones, and whether that happens asynchronously. May be called
+        repeatedly.
+        """
+        offer = self._offers.get(request.request_id)
+        if offer is None:
+            return 0, False
+        self._local_tokens[request.request_id] = local_tokens
+        # The last prompt token is computed here in any case, for the first output token.
+        missing = min(offer.tokens, request.num_prompt_tokens - 1) - local_tokens
+        return (missing, True) if missing > 0 else (0, False)
+
+    def after_allocation(self, request: Request, blocks: tuple[list[int], ...], tokens: int) -> None:
+        """The request has been admitted: `tokens` of it are to be loaded into `blocks`."""
+        offer = self._offers.pop(request.request_id, None)
+        if offer is None:
+            return  # no leg 2, or its second call, after the load
+        start = self._local_tokens.pop(request.request_id, 0)
+        assert request.kv_transfer_params is not None
+        request.kv_transfer_params["do_remote_prefill"] = (
+            False  # one load a request, even if it is preempted later
+        )
+        if tokens <= 0:
+            self._keeper.release(offer)
+            return
+        self._loading[request.request_id] = offer
+        self._orders.loads.append(
+            LoadOrder(request.request_id, offer, start, start + tokens, tuple(blocks[0]), self._block_tokens)
+        )
+
+    def take_orders(self) -> HexgenMetadata:
+        orders, self._orders = self._orders, HexgenMetadata()
+        return orders
+
+    def loads_ended(self, requests: set[str]) -> None:
+        """Every worker has ended these requests' loads, well or not."""
+        for request in requests:
+            if offer := self._loading.pop(request, None):
+                self._keeper.release(offer)
+
+    def finished(self, request: Request, blocks: tuple[list[int], ...]) -> tuple[bool, dict[str, Any] | None]:
+        """The request has ended. Whether its blocks must stay, and the offer for its answer."""
+        if offer := self._offers.pop(request.request_id, None):  # it never got its turn
+            self._local_tokens.pop(request.request_id, None)
+            self._keeper.release(offer)
+        params = request.kv_transfer_params
+        if not params or not params.get("do_remote_decode"):
+            return False, None
+        if request.status not in (RequestStatus.FINISHED_LENGTH_CAPPED, RequestStatus.FINISHED_STOPPED):
+            return False, None
+        tokens = min(request.num_computed_tokens, request.num_prompt_tokens)
+        if not self._workers or tokens <= 0 or not blocks[0]:
+            return False, None
+        offer = Offer(
+            VERSION,
+            self._engine,
+            next(self._numbers),
+            self._lease_s,
+            tokens,
+            self._block_tokens,
+            tuple(blocks[0][: -(-tokens // self._block_tokens)]),
+            self._workers,
+        )
+        self._orders.leases.append(LeaseOrder(offer.lease, request.request_id, self._lease_s))
+        return True, encode_offer(offer, request.request_id)
+
+    def close(self) -> None:
+        self._keeper.close()

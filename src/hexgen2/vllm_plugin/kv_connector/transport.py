@@ -1,0 +1,213 @@
+"""Reading a peer's memory with NIXL.
+
+One agent a worker, one registration of its KV cache, and reads (pull): over shared memory, RDMA and CUDA IPC
+the prefill side has no part in a read at all, so nothing waits for its engine to step. NIXL's progress thread
+is left out: it would poll for as long as the process lives. Instead whoever uses this class calls `progress`
+while a peer is reading (TCP and the first contact need it) and is otherwise idle.
+
+All methods must be called from one thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from hexgen2.vllm_plugin.kv_connector.regions import Array, Regions
+
+logger = logging.getLogger("vllm.hexgen2.kv")
+
+LONGEST_POST = 16 * 1024 * 1024
+"""Bytes of one posted read: over shared memory a post copies before it returns, and the loop should turn in
+between.
+"""
+SHORTEST_POLL_S, LONGEST_POLL_S = 0.0002, 0.002
+
+
+class TransferError(Exception):
+    """A read that failed; nothing of it is under way any more."""
+
+
+@dataclass(frozen=True)
+class ReadReport:
+    """What a read took: seconds from the first post to the last completion, of which `post_s` were posting."""
+
+    bytes: int
+    descriptors: int
+    seconds: float
+    post_s: float
+
+
+class NixlTransport:
+    """A NIXL agent. `memory` is `DRAM` or `VRAM`."""
+
+    def __init__(self, name: str, backends: Sequence[str], memory: str) -> None:
+        # Without it UCX holds on to every unpinned registration for ever; vLLM sets it too.
+        os.environ.setdefault("UCX_RCACHE_MAX_UNRELEASED", "1024")
+        from nixl._api import nixl_agent, nixl_agent_config
+
+        self.name = name
+        self._memory = memory
+        self._agent: Any = nixl_agent(
+            name, nixl_agent_config(enable_prog_thread=False, backends=list(backends))
+        )
+        missing = [backend for backend in backends if backend not in self._agent.backends]
+        if missing:
+            raise RuntimeError(
+                f"NIXL has no backend {missing[0]}; it has {', '.join(self._agent.get_plugin_list())}"
+            )
+        self._registered: Any = None
+        self._peers: set[str] = set()
+
+    def register(self, regions: Sequence[tuple[int, int, int]]) -> None:
+        """Make memory known: (address, bytes, device) each. Once."""
+        self._registered = self._agent.register_memory([(*region, "") for region in regions], self._memory)
+
+    @property
+    def metadata(self) -> bytes:
+        """What a peer's `connect` needs."""
+        return bytes(self._agent.get_agent_metadata())
+
+    def connect(self, metadata: bytes) -> str:
+        """Make a peer known and start the connection to it; its name."""
+        added = self._agent.add_remote_agent(metadata)
+        name = added.decode() if isinstance(added, bytes) else str(added)
+        self._peers.add(name)
+        self._agent.make_connection(name)
+        return name
+
+    def disconnect(self, peer: str) -> None:
+        """Forget a peer. Reads from it that are under way end with an error."""
+        if peer in self._peers:
+            self._peers.discard(peer)
+            try:
+                self._agent.remove_remote_agent(peer)
+            except Exception as error:  # NIXL raises its own types; there is nothing left to do with the peer
+                logger.debug("forgetting peer %s: %s", peer, error)
+
+    def progress(self) -> None:
+        """Serve what peers need of this side."""
+        self._agent.get_new_notifs()
+
+    async def read(
+        self,
+        peer: str,
+        regions: Regions,
+        memory: str,
+        local_device: int,
+        remote_device: int,
+        give_up: Callable[[], str],
+    ) -> ReadReport:
+        """Read all regions from `peer` and return when the last byte has arrived.
+
+        `give_up` is asked now and then; a non-empty answer ends the read with that reason. Raises
+        TransferError, and only when no part of the read can write to memory any more: where the transport
+        cannot be stopped, that is late.
+        """
+        begin = time.perf_counter()
+        handles: list[Any] = []
+        failure = ""
+        try:
+            for part in _parts(regions, LONGEST_POST):
+                if failure := give_up():
+                    break
+                handle = self._agent.initialize_xfer(
+                    "READ",
+                    self._descriptors(part.local, part.length, local_device, self._memory),
+                    self._descriptors(part.remote, part.length, remote_device, memory),
+                    peer,
+                )
+                handles.append(handle)
+                if self._agent.transfer(handle) == "ERR":
+                    failure = "NIXL could not start the read"
+                    break
+                await asyncio.sleep(0)
+        except Exception as error:  # NIXL raises its own types for a peer that is gone
+            failure = f"NIXL: {type(error).__name__} {error}".strip()
+        post_s = time.perf_counter() - begin
+        failure = await self._settle(peer, handles, failure, give_up)
+        if failure:
+            raise TransferError(failure)
+        return ReadReport(regions.total_bytes, len(regions), time.perf_counter() - begin, post_s)
+
+    async def _settle(self, peer: str, handles: list[Any], failure: str, give_up: Callable[[], str]) -> str:
+        """Wait until no handle is under way; the reason of failure, or an empty string."""
+        wait = SHORTEST_POLL_S
+        cut = False
+        while True:
+            busy = []
+            for handle in handles:
+                state = self._state(handle)
+                if state == "PROC":
+                    busy.append(handle)
+                else:
+                    failure = failure or ("" if state == "DONE" else f"the read failed ({state})")
+                    self._drop(handle)
+            handles = busy
+            if not handles:
+                return failure
+            failure = failure or give_up()
+            if failure and not cut:
+                cut = True
+                self.disconnect(peer)  # ends what is under way; until it has, the memory stays reserved
+            await asyncio.sleep(wait)
+            wait = min(wait * 2, LONGEST_POLL_S)
+
+    def _state(self, handle: Any) -> str:
+        try:
+            return str(self._agent.check_xfer_state(handle))
+        except Exception as error:  # a lost peer is an exception here, not a state
+            return f"{type(error).__name__} {error}".strip()
+
+    @staticmethod
+    def _drop(handle: Any) -> None:
+        try:
+            handle.release()
+        except Exception as error:
+            logger.debug("releasing a transfer: %s", error)
+
+    def _descriptors(self, addresses: Array, lengths: Array, device: int, memory: str) -> Any:
+        table = np.empty((len(addresses), 3), dtype=np.uint64)
+        table[:, 0], table[:, 1], table[:, 2] = addresses, lengths, device
+        return self._agent.get_xfer_descs(table, memory)
+
+    def close(self) -> None:
+        for peer in list(self._peers):
+            self.disconnect(peer)
+        if self._registered is not None:
+            self._agent.deregister_memory(self._registered)
+            self._registered = None
+
+
+def _parts(regions: Regions, longest: int) -> list[Regions]:
+    """The regions in posts of about `longest` bytes; a single longer region is cut too."""
+    if regions.total_bytes <= longest:
+        return [regions] if len(regions) else []
+    pieces = -(-regions.length // longest)
+    if int(pieces.max()) > 1:
+        index = np.repeat(np.arange(len(regions)), pieces)
+        step = np.arange(len(index)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+        offset = step * longest
+        regions = Regions(
+            regions.local[index] + offset,
+            regions.remote[index] + offset,
+            np.minimum(regions.length[index] - offset, longest),
+        )
+    group = (np.cumsum(regions.length) - 1) // longest
+    cuts = np.flatnonzero(np.diff(group)) + 1
+    return [
+        Regions(*arrays)
+        for arrays in zip(
+            np.split(regions.local, cuts),
+            np.split(regions.remote, cuts),
+            np.split(regions.length, cuts),
+            strict=True,
+        )
+    ]
