@@ -52,7 +52,7 @@ def test_a_pair_on_one_node() -> None:
     assert (prefill.env["CUDA_VISIBLE_DEVICES"], decode.env["CUDA_VISIBLE_DEVICES"]) == ("0", "1")
     assert prefill.env["VLLM_NIXL_SIDE_CHANNEL_HOST"] == "127.0.0.1"
     assert prefill.env["VLLM_NIXL_SIDE_CHANNEL_PORT"] == str(prefill.ports["kv"])
-    assert "HEXGEN2_VLLM_TUNING" not in prefill.env
+    assert prefill.env["HEXGEN2_VLLM_TUNING"] == "parent-death"
     assert kv_config(deployment, "p0") == {
         "kv_connector": "NixlConnector",
         "kv_role": "kv_producer",

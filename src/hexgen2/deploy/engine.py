@@ -85,15 +85,18 @@ def arguments(context: EngineContext, group: Group, seat: Seat) -> tuple[str, ..
 
 def environment(context: EngineContext, group: Group, seat: Seat) -> dict[str, str]:
     """The variables that a process needs beyond those of its launcher."""
-    env = {"VLLM_HOST_IP": seat.host, "VLLM_NO_USAGE_STATS": "1"}
     vendor = context.numerics.vendor
+    env = {
+        "VLLM_HOST_IP": seat.host,
+        "VLLM_NO_USAGE_STATS": "1",
+        "HEXGEN2_VLLM_TUNING": "cpu" if vendor == "cpu" else "parent-death",
+    }
     if Path(context.model.location).is_absolute():
         env["HF_HUB_OFFLINE"] = "1"  # the model is a directory: nothing may wait for a hub
     if vendor in VISIBLE_DEVICES:
         env[VISIBLE_DEVICES[vendor]] = ",".join(str(device) for device in seat.devices)
     if vendor == "cpu":
         env |= {
-            "HEXGEN2_VLLM_TUNING": "cpu",
             "OMP_NUM_THREADS": "1",
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             # With TP vLLM compiles a helper of its embedding even in eager mode: 6 s of the first request.

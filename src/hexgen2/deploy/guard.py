@@ -9,8 +9,9 @@ killed may live on and hold its GPU. So the launcher starts this guard, and the 
   the guard's descendant for ever, so it can be found and killed.
 - Its standard input is a pipe from the launcher. When the launcher dies, however it dies, the kernel closes
   the pipe, and the guard ends the engine. SIGTERM and SIGINT do the same.
-- The engine's first process is killed by the kernel when the guard dies (PR_SET_PDEATHSIG). That does not
-  reach further down, so `kill -9` on the guard itself is the one way to leave orphans.
+- The engine's first process is killed by the kernel when the guard itself is killed (PR_SET_PDEATHSIG). By
+  itself that reaches no further down; in vLLM our plugin binds each process to its parent in the same way, so
+  that the rest follows. For other commands `kill -9` on the guard is the one way to leave orphans.
 
 Ending the engine: SIGTERM to its first process, GRACE_SECONDS for that one to leave, SIGKILL for all that is
 left. When the engine ends by itself, what it left is killed too. The exit code is the engine's, 128 + n for

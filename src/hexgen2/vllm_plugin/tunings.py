@@ -1,5 +1,5 @@
-"""The tunings by name: which belong to `HEXGEN2_VLLM_TUNING=cpu`, what each relies on, and their
-application."""
+"""The tunings by name: what each relies on, which ones a value of `HEXGEN2_VLLM_TUNING` asks for, and
+applying them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,15 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from hexgen2.vllm_plugin import compat, idle_wait, nixl_affinity, nixl_progress, pipeline_buffers, start_method
+from hexgen2.vllm_plugin import (
+    compat,
+    idle_wait,
+    nixl_affinity,
+    nixl_progress,
+    parent_death,
+    pipeline_buffers,
+    start_method,
+)
 from hexgen2.vllm_plugin.compat import Reliance
 
 # A child of vLLM's logger. Lines are warnings, since vLLM loads plugins before it sets up its own logging and
@@ -30,6 +38,7 @@ TUNINGS = (
     Tuning("nixl-affinity", nixl_affinity.RELIES_ON, nixl_affinity.install),
     Tuning("idle-wait", idle_wait.RELIES_ON, idle_wait.install),
     Tuning("pipeline-buffers", pipeline_buffers.RELIES_ON, pipeline_buffers.install),
+    Tuning("parent-death", parent_death.RELIES_ON, parent_death.install),
 )
 
 _applied: set[str] = set()
@@ -38,7 +47,7 @@ _applied: set[str] = set()
 def select(wanted: str) -> tuple[tuple[Tuning, ...], tuple[str, ...]]:
     """The tunings that a value of the variable asks for, in their fixed order, and the words that name none.
 
-    The value is `cpu` for all of them, or a comma-separated list of names (used to measure them apart).
+    The value is `cpu` for all of them, or a comma-separated list of names.
 
     >>> [tuning.name for tuning in select("fork,nixl-progress")[0]]
     ['fork', 'nixl-progress']
@@ -50,8 +59,8 @@ def select(wanted: str) -> tuple[tuple[Tuning, ...], tuple[str, ...]]:
 
 
 def apply(wanted: str) -> None:
-    """Install the tunings asked for that fit this vLLM, each once a process; log one line for each that does
-    not."""
+    """Install those of the tunings asked for that fit this vLLM, each once a process; a log line for the
+    rest."""
     chosen, unknown = select(wanted)
     for word in unknown:
         known = ", ".join(tuning.name for tuning in TUNINGS)
@@ -71,6 +80,5 @@ def apply(wanted: str) -> None:
             continue
         tuning.install()
         installed.append(tuning.name)
-    logger.warning(
-        "hexgen2: this vLLM is tuned for small CPU engines: %s", ", ".join(installed) or "nothing fits"
-    )
+    if installed:
+        logger.warning("hexgen2: this vLLM is tuned: %s", ", ".join(installed))
