@@ -63,5 +63,7 @@ async def test_a_broken_stream_raises(client: openai.AsyncOpenAI, pair: Stand) -
         engine.fault = Fault("error_event", after_tokens=3)
     pair.engines["p0"].fault = None
     with pytest.raises(openai.APIError):
-        async for _ in await client.completions.create(model=MODEL, prompt="a", stream=True):
+        async for _ in await client.completions.create(
+            model=MODEL, prompt="a", stream=True, presence_penalty=1
+        ):
             pass

@@ -104,7 +104,7 @@ class EngineCall:
         self._expired: tuple[FailureKind, str] | None = None
         self._cutter = EventBlocks()
         self._pending_failure: EngineFailure | None = None
-        self._done = False
+        self.done = False
 
     async def __aenter__(self) -> Self:
         await self._scope.__aenter__()
@@ -186,7 +186,7 @@ class EngineCall:
         assert self._response is not None
         if self._pending_failure is not None:
             raise self._pending_failure
-        if self._done:
+        if self.done:
             await self.read(within_s)  # the few bytes that end the body: the connection can serve again
             return None
         while True:
@@ -206,7 +206,7 @@ class EngineCall:
                     raise failure
                 self._pending_failure = failure
                 return before
-            self._done = block.endswith(DONE)
+            self.done = block.endswith(DONE)
             return block
 
 

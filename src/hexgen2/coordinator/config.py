@@ -80,7 +80,13 @@ class Limits(_Frozen):
     """Bounds on what one request may cost and on how often it is tried again."""
 
     max_body_bytes: int = Field(default=32 * 2**20, ge=1024, description="largest request body accepted")
-    max_retries: int = Field(default=2, ge=0, description="further routes tried after a failure")
+    max_retries: int = Field(default=2, ge=0, description="further routes tried before any byte was sent")
+    max_migrations: int = Field(
+        default=5, ge=0, description="times one stream may go on elsewhere; 0: it ends with its engine"
+    )
+    migration_wait_s: float = Field(
+        default=10.0, ge=0, description="how long a broken stream waits for an engine to come up, in seconds"
+    )
     unhealthy_after: int = Field(
         default=3,
         ge=1,

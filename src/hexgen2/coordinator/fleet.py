@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -58,6 +59,7 @@ class Fleet:
         by_decode: dict[str, float] = {}
         for route in config.routes:
             by_decode[route.decode] = by_decode.get(route.decode, 0.0) + route.share
+        self._came_up = asyncio.Event()
         bound = config.limits.load_correction
         self.planned = SmoothRouter([*pairs, *colocated], bound)
         self._whole = SmoothRouter(colocated, bound)
@@ -93,6 +95,17 @@ class Fleet:
         if not engine.up:
             log.info("engine %s is up", engine.id)
             engine.up, engine.reason = True, "healthy"
+            self._came_up.set()
+            self._came_up = asyncio.Event()
+
+    async def wait_for_change(self, within_s: float) -> bool:
+        """Wait until some engine comes up; False where none does within the time."""
+        try:
+            async with asyncio.timeout(within_s):
+                await self._came_up.wait()
+        except TimeoutError:
+            return False
+        return True
 
     def mark_down(self, engine: Engine, reason: str) -> None:
         """Take an engine out and end what it was working on: a frozen engine would never do so itself."""

@@ -71,6 +71,17 @@ class Metrics:
             "Requests started again on another route before any byte was sent",
             registry=self.registry,
         )
+        self.migrations = Counter(
+            "hexgen2:migrations",
+            "Streams taken up by another engine after theirs was lost",
+            registry=self.registry,
+        )
+        self.broken = Counter(
+            "hexgen2:streams_broken_off",
+            "Streams that ended with an error event, by why they could not go on",
+            ("reason",),
+            registry=self.registry,
+        )
         self.cancelled = Counter(
             "hexgen2:requests_cancelled", "Requests whose client went away", registry=self.registry
         )

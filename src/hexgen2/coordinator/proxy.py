@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import logging
 import time
-from dataclasses import dataclass, field
 from typing import Any
 
 from aiohttp import web
 
-from hexgen2.coordinator import legs
+from hexgen2.coordinator import legs, migration
 from hexgen2.coordinator.calls import EngineCall, EngineClient
 from hexgen2.coordinator.config import CoordinatorConfig
+from hexgen2.coordinator.continuation import Splice
 from hexgen2.coordinator.errors import EngineFailure, no_path
+from hexgen2.coordinator.exchange import Exchange
 from hexgen2.coordinator.metrics import Metrics
 from hexgen2.coordinator.request import REQUEST_ID, ClientRequest, encode
 from hexgen2.coordinator.routing import Path
@@ -22,20 +23,6 @@ from hexgen2.coordinator.stream import completion_tokens, finished_with_error
 log = logging.getLogger(__name__)
 
 REPORT_HEADER = "X-Hexgen2-Report"
-
-
-@dataclass(eq=False)
-class Exchange:
-    """One request while it is served: what the client has been sent, and what was tried."""
-
-    http: web.Request
-    request: ClientRequest
-    failed_paths: list[Path] = field(default_factory=list)
-    retries: int = 0
-    response: web.StreamResponse | None = None
-    first_token_at: float | None = None
-    last_token_at: float | None = None
-    events: int = 0
 
 
 class Proxy:
@@ -51,44 +38,96 @@ class Proxy:
         """Answer a request; ApiError where it cannot be and nothing has been sent yet."""
         if request.obstacle is not None:
             self._metrics.one_engine.labels(request.obstacle).inc()
-        exchange = Exchange(http, request)
+        exchange = Exchange.begin(http, request, self._config.limits.max_migrations > 0)
+        path = self._choose(exchange)
+        if path is None:
+            raise no_path()
+        lost: EngineFailure | None = None
         while True:
-            path = self._fleet.choose(request.obstacle is not None, exchange.failed_paths)
-            if path is None:
-                raise no_path()
-            self._metrics.routed.labels(path.prefill or "", path.target).inc()
             try:
-                return await self._attempt(exchange, path)
-            except EngineFailure as failure:
-                self._count(failure)
                 if exchange.response is not None:
-                    return await self._break_off(exchange, failure)
+                    await migration.prepare(
+                        exchange, self._client, path.target, self._config.timeouts.first_byte_s
+                    )
+                self._metrics.routed.labels(path.prefill or "", path.target).inc()
+                return await self._attempt(exchange, path)
+            except migration.CannotContinue as reason:
+                assert lost is not None, "only a stream that was lost is taken up"
+                return await self._break_off(exchange, lost, str(reason))
+            except EngineFailure as failure:
+                lost = failure
+                self._count(failure)
                 exchange.failed_paths.append(path)
-                if exchange.retries >= self._config.limits.max_retries:
-                    raise failure.as_api_error() from failure
-                exchange.retries += 1
-                self._metrics.retries.inc()
-                log.info("request %s: %s; trying another route", request.id, failure)
+                if exchange.response is None:
+                    path = self._retry(exchange, failure)
+                    continue
+                if exchange.journal.finished:  # only the end was missing
+                    return await self._finish(exchange)
+                reason_or_path = await self._migrate(exchange)
+                if isinstance(reason_or_path, str):
+                    return await self._break_off(exchange, failure, reason_or_path)
+                path = reason_or_path
+
+    def _choose(self, exchange: Exchange) -> Path | None:
+        return self._fleet.choose(exchange.sent.obstacle is not None, exchange.failed_paths)
+
+    def _retry(self, exchange: Exchange, failure: EngineFailure) -> Path:
+        """Another path for a request of which nothing has been sent yet, or the error that ends it."""
+        if exchange.retries >= self._config.limits.max_retries:
+            raise failure.as_api_error() from failure
+        path = self._choose(exchange)
+        if path is None:
+            raise no_path() from failure
+        exchange.retries += 1
+        self._metrics.retries.inc()
+        log.info("request %s: %s; trying %s", exchange.request.id, failure, path)
+        return path
+
+    async def _migrate(self, exchange: Exchange) -> Path | str:
+        """Another path for a stream that has begun, waiting for one if need be; or why it cannot go on."""
+        limits = self._config.limits
+        reason = migration.obstacle(exchange, limits.max_migrations)
+        if reason is not None:
+            return reason
+        path = self._choose(exchange)
+        while path is None:
+            if not await self._fleet.wait_for_change(limits.migration_wait_s):
+                return "no_engine"
+            path = self._choose(exchange)
+        exchange.migrations += 1
+        self._metrics.migrations.inc()
+        done = len(exchange.journal.token_ids)
+        log.info("request %s: goes on at %s after %d tokens", exchange.request.id, path, done)
+        return path
+
+    async def _finish(self, exchange: Exchange) -> web.StreamResponse:
+        """Close a stream whose last token was sent before its engine was lost."""
+        assert exchange.response is not None
+        request = exchange.request
+        await exchange.response.write(Splice(request.body, request.chat, exchange.journal).end())
+        await exchange.response.write_eof()
+        return exchange.response
 
     def _count(self, failure: EngineFailure) -> None:
         role = self._fleet.engines[failure.group_id].endpoint.role
         self._metrics.failures.labels(failure.group_id, role, failure.kind).inc()
 
-    async def _break_off(self, exchange: Exchange, failure: EngineFailure) -> web.StreamResponse:
+    async def _break_off(self, exchange: Exchange, failure: EngineFailure, reason: str) -> web.StreamResponse:
         """End a stream that has begun with an error event: `[DONE]` would say that it is whole."""
         assert exchange.response is not None
-        log.warning("request %s: stream broken off: %s", exchange.request.id, failure)
+        self._metrics.broken.labels(reason).inc()
+        log.warning("request %s: stream broken off (%s): %s", exchange.request.id, reason, failure)
         await exchange.response.write(failure.as_api_error().event())
         await exchange.response.write_eof()
         return exchange.response
 
     async def _attempt(self, exchange: Exchange, path: Path) -> web.StreamResponse:
-        request = exchange.request
+        request = exchange.sent
         body = request.raw
         if path.prefill is not None:
             answer = await self._prefill(request, path.prefill)
             if isinstance(answer, web.Response):
-                return answer
+                return self._refused(exchange, answer, path.prefill)
             body = encode(legs.decode_body(request.body, answer)) if answer is not None else request.raw
         return await self._generate(exchange, path, body)
 
@@ -114,14 +153,14 @@ class Proxy:
 
     async def _generate(self, exchange: Exchange, path: Path, body: bytes) -> web.StreamResponse:
         """Leg 2, or the only leg: the answer goes to the client."""
-        request, timeouts = exchange.request, self._config.timeouts
+        request, timeouts = exchange.sent, self._config.timeouts
         began = time.perf_counter()
         async with self._client.call(path.target) as call:
             await call.open(request.endpoint, body, request.headers, timeouts.first_byte_s)
             if call.status != 200 or not call.content_type.startswith("text/event-stream"):
                 content = await call.read(timeouts.first_byte_s)
                 if call.status != 200:
-                    return self._refusal(call, content, request)
+                    return self._refused(exchange, self._refusal(call, content, request), path.target)
                 if finished_with_error(content):
                     raise EngineFailure("finish_error", path.target, "the generation ended with an error")
                 response: web.StreamResponse = self._answer(exchange, path, call, content)
@@ -135,6 +174,11 @@ class Proxy:
         """An engine's 4xx is the client's to see, as it is."""
         headers = {"Content-Type": call.content_type, REQUEST_ID: request.id}
         return web.Response(status=call.status, body=content, headers=headers)
+
+    def _refused(self, exchange: Exchange, refusal: web.Response, group: str) -> web.Response:
+        if exchange.response is not None:  # a continuation that the engine does not take
+            raise EngineFailure("bad_answer", group, f"it refused to go on (HTTP {refusal.status})")
+        return refusal
 
     def _answer(self, exchange: Exchange, path: Path, call: EngineCall, content: bytes) -> web.Response:
         self._metrics.output_tokens.inc(completion_tokens(content) or 0)
@@ -153,10 +197,14 @@ class Proxy:
             within = timeouts.idle_s
             exchange.last_token_at = time.perf_counter()
             exchange.events += block.count(b"\n\n")
+            shown = exchange.shown(block)
             if exchange.response is None:
                 exchange.first_token_at = exchange.last_token_at
                 exchange.response = await self._start_stream(exchange, path, call)
-            await exchange.response.write(block)
+            if shown:
+                await exchange.response.write(shown)
+            if exchange.splice is not None and exchange.splice.ended and not call.done:
+                break  # a stop string was found across the seam: what the engine still generates is not wanted
         assert exchange.response is not None, "a stream ends after its first block"
         await exchange.response.write_eof()
         return exchange.response
@@ -187,8 +235,7 @@ class Proxy:
         if first is None or last is None:
             return
         self._metrics.ttft.labels(*labels).observe(first - arrived)
-        # Besides the tokens' events a stream has `[DONE]`, and in chat one that only names the role.
-        generated = exchange.events - (2 if exchange.request.chat else 1)
-        self._metrics.output_tokens.inc(max(0, generated))
+        generated = exchange.generated
+        self._metrics.output_tokens.inc(generated)
         if generated > 1:
             self._metrics.tpot.labels(*labels).observe((last - first) / (generated - 1))

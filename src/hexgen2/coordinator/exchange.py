@@ -1,0 +1,56 @@
+"""One request while it is served."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+
+from aiohttp import web
+
+from hexgen2.coordinator.continuation import Splice
+from hexgen2.coordinator.journal import Journal
+from hexgen2.coordinator.request import ClientRequest, encode
+from hexgen2.coordinator.routing import Path
+
+
+@dataclass(eq=False)
+class Exchange:
+    """What the client asked for, what engines are asked for, what has been sent, and what was tried.
+
+    `sent` is the request that goes to engines: the client's, with token ids asked for where its stream may
+    have to go on elsewhere; after a migration the continuation.
+    """
+
+    http: web.Request
+    request: ClientRequest
+    journal: Journal
+    sent: ClientRequest
+    splice: Splice | None = None
+    failed_paths: list[Path] = field(default_factory=list)
+    retries: int = 0
+    migrations: int = 0
+    response: web.StreamResponse | None = None
+    first_token_at: float | None = None
+    last_token_at: float | None = None
+    events: int = 0
+
+    @classmethod
+    def begin(cls, http: web.Request, request: ClientRequest, migrate: bool) -> Exchange:
+        journal = Journal(request.body, request.chat, off=not (migrate and request.stream))
+        sent = request
+        if journal.asks_for_ids:
+            body = request.body | {"return_token_ids": True}
+            sent = dataclasses.replace(request, body=body, raw=encode(body))
+        return cls(http, request, journal, sent)
+
+    def shown(self, block: bytes) -> bytes:
+        """A block of an engine's events as the client is to see it."""
+        return self.journal.note(block) if self.splice is None else self.splice.block(block)
+
+    @property
+    def generated(self) -> int:
+        """Tokens sent in a stream: by their ids, or else by the events."""
+        if self.journal.obstacle is None:
+            return len(self.journal.token_ids)
+        # Besides the tokens' events a stream has `[DONE]`, and in chat one that only names the role.
+        return max(0, self.events - (2 if self.request.chat else 1))

@@ -1,0 +1,117 @@
+"""What a stream has given its client so far: enough to go on with it elsewhere.
+
+Engines are asked for token ids (`return_token_ids`); the ids are written down here and taken out of the
+events again where the client did not ask for them. That is done on the bytes: parsing every token's JSON
+would cost more than everything else the coordinator does with it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from hexgen2.coordinator.stream import event_json, events
+
+# A quote inside a JSON string is always escaped, so these match JSON's own keys only.
+_IDS = re.compile(rb'"(prompt_token_ids|token_ids)":\s?\[([\d,\s]*)\]')
+_FINISHED = re.compile(rb'"finish_reason":\s?"')
+
+
+def continuation_obstacle(body: Mapping[str, Any], chat: bool) -> str | None:
+    """Why a stream cannot be taken up by another engine from its token ids; None where it can.
+
+    The other engine sees the tokens generated so far as part of the prompt. That is the same generation unless
+    something depends on which tokens are output (penalties, grammars, parsers) or is not shown as tokens at
+    all.
+    """
+    prompt = body.get("prompt")
+    if isinstance(prompt, list) and len(prompt) > 1 and not all(isinstance(item, int) for item in prompt):
+        return "several_prompts"
+    if body.get("n") not in (None, 1) or body.get("best_of") not in (None, 1) or body.get("use_beam_search"):
+        return "several_sequences"
+    if body.get("prompt_embeds") is not None or (chat and _has_media(body.get("messages"))):
+        return "prompt_is_not_text"
+    if body.get("structured_outputs") is not None or _restricts(body.get("response_format")):
+        return "structured_output"
+    if chat and body.get("tools") and body.get("tool_choice") != "none":
+        return "tools"
+    if chat and (body.get("logprobs") or body.get("echo") or body.get("include_reasoning") is False):
+        return "chat_extras"
+    if body.get("echo") and (body.get("stop") or body.get("logprobs") is not None):
+        return "echo"
+    for field in ("presence_penalty", "frequency_penalty", "repetition_detection", "thinking_token_budget"):
+        if body.get(field):
+            return field
+    return None
+
+
+def _has_media(messages: Any) -> bool:
+    if not isinstance(messages, list):
+        return False
+    contents = [message.get("content") for message in messages if isinstance(message, dict)]
+    parts = [part for content in contents if isinstance(content, list) for part in content]
+    return any(not isinstance(part, str) and (part or {}).get("type") != "text" for part in parts)
+
+
+def _restricts(response_format: Any) -> bool:
+    return isinstance(response_format, dict) and response_format.get("type") not in (None, "text")
+
+
+class Journal:
+    """The record of one stream."""
+
+    def __init__(self, body: Mapping[str, Any], chat: bool, off: bool = False) -> None:
+        self.obstacle = "off" if off else continuation_obstacle(body, chat)
+        self.shows_ids = bool(body.get("return_token_ids"))
+        self.finished = False
+        self.prompt_ids: list[int] | None = None
+        self.token_ids: list[int] = []
+        self.text = ""  # generated text that was sent; kept only where stop strings need it
+        self.next_text_offset = 0  # of log probabilities; likewise
+        self._chat = chat
+        self._keeps_text = bool(body.get("stop"))
+        self._keeps_offsets = not chat and body.get("logprobs") is not None
+        self._first_event = b""
+
+    @property
+    def asks_for_ids(self) -> bool:
+        """Whether the engine must be asked for ids that the client did not ask for."""
+        return self.obstacle is None and not self.shows_ids
+
+    def note(self, block: bytes) -> bytes:
+        """Write down what a block of an engine's events gives; the block as the client is to see it."""
+        if self.obstacle is not None:
+            return block
+        if not self._first_event:
+            self._first_event = events(block)[0]
+        if not self.finished and _FINISHED.search(block):
+            self.finished = True
+        if self._chat and b'"reasoning":"' in block:
+            # The engine takes reasoning apart from content; a continuation from ids would not.
+            self.obstacle = "reasoning"
+        if self._keeps_text or self._keeps_offsets:
+            self._parse(block)
+        return _IDS.sub(self._take_ids, block)
+
+    def _take_ids(self, match: re.Match[bytes]) -> bytes:
+        ids = [int(number) for number in match[2].split(b",")] if match[2].strip() else []
+        if match[1] == b"token_ids":
+            self.token_ids += ids
+        elif self.prompt_ids is None:
+            self.prompt_ids = ids
+        return match[0] if self.shows_ids else b'"' + match[1] + b'":null'
+
+    def _parse(self, block: bytes) -> None:
+        for event in events(block):
+            for choice in (event_json(event) or {}).get("choices", ()):
+                self.text += choice.get("text") or (choice.get("delta") or {}).get("content") or ""
+                logprobs = choice.get("logprobs")
+                if self._keeps_offsets and logprobs and logprobs["tokens"]:
+                    self.next_text_offset = logprobs["text_offset"][-1] + len(logprobs["tokens"][-1])
+
+    @property
+    def frame(self) -> dict[str, Any]:
+        """id, object, created and model of the stream's events."""
+        first = event_json(self._first_event) or {}
+        return {key: first[key] for key in ("id", "object", "created", "model") if key in first}
