@@ -1,0 +1,125 @@
+"""Pairs of real engines with the connector, and the two legs between them."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from hexgen2.vllm_plugin.kv_connector import CONNECTOR_MODULE, CONNECTOR_NAME
+from tests.engine.asymmetric_engines import ANSWER_S, PLAIN, SERVER, Engine, engine, prompts, tiny_llama
+
+BLOCK_TOKENS = 128
+BLOCK_BYTES = BLOCK_TOKENS * 8 * 2 * 4 * 32 * 4  # layers x (K, V) x KV heads x head size x float32
+LEG_ONE = {"do_remote_decode": True, "do_remote_prefill": False}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How to start an engine: its command and its arguments."""
+
+    command: Sequence[str]
+    arguments: tuple[str, ...] = ()
+
+
+def layout(text: str) -> Layout:
+    """`tp1`, `tp2`, `pp2`, or stages of unlike TP as `2x5+1x3`."""
+    if text.startswith("tp"):
+        return Layout(PLAIN, ("--tensor-parallel-size", text[2:]))
+    if text.startswith("pp"):
+        return Layout(PLAIN, ("--pipeline-parallel-size", text[2:]))
+    return Layout(SERVER, ("--layout", text))
+
+
+@contextmanager
+def engines(
+    folder: Path, names: dict[str, str], *more: str, policy: dict[str, str] | None = None, **settings: Any
+) -> Iterator[dict[str, Engine]]:
+    """Engines by name, all ready; `names` maps a name to a layout, `settings` are the connector's."""
+    with ExitStack() as stack:
+        running = {}
+        for name, text in names.items():
+            chosen = layout(text)
+            transfer = {
+                "kv_connector": CONNECTOR_NAME,
+                "kv_connector_module_path": CONNECTOR_MODULE,
+                "kv_role": "kv_both",
+                "engine_id": name,
+                "kv_load_failure_policy": (policy or {}).get(name, "fail"),
+                "kv_connector_extra_config": {"host": "127.0.0.1", **settings},
+            }
+            arguments = (*chosen.arguments, "--kv-transfer-config", json.dumps(transfer), *more)
+            log = folder / f"{name}.log"
+            running[name] = stack.enter_context(engine(chosen.command, tiny_llama(), log, *arguments))
+        for started in running.values():
+            started.wait_ready()
+        yield running
+
+
+def body(prompt: list[int], tokens: int) -> dict[str, Any]:
+    return {
+        "model": "model",
+        "prompt": prompt,
+        "max_tokens": tokens,
+        "temperature": 0,
+        "ignore_eos": True,
+        "return_token_ids": True,
+    }
+
+
+def leg_one(prefill: Engine, prompt: list[int]) -> dict[str, Any]:
+    """`kv_transfer_params` of the answer."""
+    answer = prefill.post({**body(prompt, 1), "kv_transfer_params": LEG_ONE})
+    params: dict[str, Any] = answer["kv_transfer_params"]
+    assert params["do_remote_prefill"] is True
+    return params
+
+
+def leg_two(decode: Engine, prompt: list[int], params: dict[str, Any], tokens: int) -> requests.Response:
+    request = {**body(prompt, tokens), "kv_transfer_params": params}
+    return requests.post(f"http://127.0.0.1:{decode.port}/v1/completions", json=request, timeout=ANSWER_S)
+
+
+def token_ids(answer: requests.Response) -> list[int]:
+    assert answer.status_code == 200, answer.text
+    ids: list[int] = answer.json()["choices"][0]["token_ids"]
+    return ids
+
+
+def two_legs(prefill: Engine, decode: Engine, prompt: list[int], tokens: int) -> list[int]:
+    return token_ids(leg_two(decode, prompt, leg_one(prefill, prompt), tokens))
+
+
+def all_two_legs(prefill: Engine, decode: Engine, tokens: int) -> list[list[int]]:
+    """The standard prompts, all at once."""
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(lambda prompt: two_legs(prefill, decode, prompt, tokens), prompts()))
+
+
+def metric(running: Engine, name: str, **labels: str) -> float:
+    """The sum of a metric over all its children with these labels."""
+    text = requests.get(f"http://127.0.0.1:{running.port}/metrics", timeout=10).text
+    return sum(
+        float(line.rsplit(" ", 1)[1])
+        for line in text.splitlines()
+        if line.startswith(name + "{") and all(f'{key}="{value}"' in line for key, value in labels.items())
+    )
+
+
+def received(running: Engine, peer: str) -> float:
+    return metric(running, "vllm:hexgen_kv_transfer_bytes_sum", peer=peer)
+
+
+def wait_idle(running: Engine, within_s: float = 20.0) -> None:
+    """Wait until every block of the engine is free again."""
+    deadline = time.monotonic() + within_s
+    while used := metric(running, "vllm:kv_cache_usage_perc"):
+        assert time.monotonic() < deadline, f"{used:.3f} of the KV cache is still in use"
+        time.sleep(0.1)
