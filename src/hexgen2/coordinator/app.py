@@ -204,6 +204,7 @@ class Api:
                 "role": engine.endpoint.role,
                 "up": engine.up,
                 "reason": engine.reason,
+                "breaker": fleet.breakers[engine.id].state(time.monotonic()),
                 "in_flight": engine.in_flight,
             }
             for engine in fleet.engines.values()

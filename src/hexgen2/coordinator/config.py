@@ -93,6 +93,13 @@ class Limits(_Frozen):
         description="/health polls in a row without an answer that take an engine out; a refused "
         "connection or an answer of 5xx takes it out at once",
     )
+    breaker_failures: int = Field(
+        default=5, ge=1, description="failed requests in a row after which an engine or a route is left alone"
+    )
+    breaker_open_s: float = Field(
+        default=1.0, gt=0, description="for how long at first; twice as long after each trial that fails"
+    )
+    breaker_max_open_s: float = Field(default=30.0, gt=0, description="and at most for how long")
     load_correction: float = Field(
         default=0.5,
         ge=0.0,

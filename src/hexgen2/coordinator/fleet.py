@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from hexgen2.coordinator.breaker import Breaker, BreakerSettings
 from hexgen2.coordinator.config import CoordinatorConfig, EngineEndpoint
-from hexgen2.coordinator.errors import FailureKind
+from hexgen2.coordinator.errors import EngineFailure, FailureKind
 from hexgen2.coordinator.routing import Path, SmoothRouter
 
 log = logging.getLogger(__name__)
@@ -60,12 +62,17 @@ class Fleet:
         for route in config.routes:
             by_decode[route.decode] = by_decode.get(route.decode, 0.0) + route.share
         self._came_up = asyncio.Event()
-        bound = config.limits.load_correction
+        limits = config.limits
+        settings = BreakerSettings(limits.breaker_failures, limits.breaker_open_s, limits.breaker_max_open_s)
+        self.breakers = {group: Breaker(settings) for group in self.engines}
+        bound = limits.load_correction
         self.planned = SmoothRouter([*pairs, *colocated], bound)
         self._whole = SmoothRouter(colocated, bound)
         self._decode_alone = SmoothRouter(
             [Path(None, group, share) for group, share in by_decode.items()], bound
         )
+        routers = (self.planned, self._whole, self._decode_alone)
+        self._path_breakers = {path: Breaker(settings) for router in routers for path in router.paths}
 
     def choose(self, one_engine: bool = False, avoid: Collection[Path] = ()) -> Path | None:
         """A path whose engines are all up; None where there is none.
@@ -76,12 +83,37 @@ class Fleet:
         """
         routers = (self._whole, self._decode_alone) if one_engine else (self.planned,)
         load = {engine.id: engine.load for engine in self.engines.values()}
-        for avoided in (avoid, ()) if avoid else ((),):
+        now = time.monotonic()
+        usable = {path for router in routers for path in router.paths if self.is_up(path)}
+        # Breakers and earlier failures steer, they never refuse: a path that is up beats no path.
+        trusted = {path for path in usable if all(breaker.allows(now) for breaker in self._breakers_of(path))}
+        for allowed in (trusted.difference(avoid), trusted, usable.difference(avoid), usable):
             for router in routers:
-                path = router.choose(lambda p, out=avoided: p not in out and self.is_up(p), load)  # type: ignore[misc]
+                path = router.choose(allowed.__contains__, load) if allowed else None
                 if path is not None:
+                    for breaker in self._breakers_of(path):
+                        breaker.sent(now)
                     return path
         return None
+
+    def _breakers_of(self, path: Path) -> list[Breaker]:
+        return [self.breakers[group] for group in path.groups] + [self._path_breakers[path]]
+
+    def succeeded(self, path: Path) -> None:
+        """A request went well along a path: whoever was on trial has passed."""
+        for breaker in self._breakers_of(path):
+            breaker.succeeded()
+
+    def failed(self, failure: EngineFailure, path: Path) -> None:
+        """Count a failure against whoever is to blame for it."""
+        if failure.kind == "http_5xx" and path.prefill is not None and failure.group_id == path.target:
+            # It may be that the KV cache could not be fetched, through no fault of the decode engine's: a dead
+            # prefill engine must not take the whole fleet of decode engines with it.
+            breaker = self._path_breakers[path]
+        else:
+            breaker = self.breakers[failure.group_id]
+        if breaker.failed(time.monotonic()):
+            log.warning("%s failed repeatedly and is left alone for a while: %s", path, failure.detail)
 
     def is_up(self, path: Path) -> bool:
         return all(self.engines[group].up for group in path.groups)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -117,12 +118,18 @@ class FleetCollector:
     def _engines(self) -> Iterator[Metric]:
         up = GaugeMetricFamily("hexgen2:engine_up", "1 where the engine takes requests", labels=_BY_GROUP)
         flight = GaugeMetricFamily("hexgen2:engine_in_flight", "Legs under way on the engine", labels=_BY_GROUP)
+        broken = GaugeMetricFamily(
+            "hexgen2:engine_breaker_open", "1 where the engine is left alone after failures", labels=_BY_GROUP
+        )
+        now = time.monotonic()
         for engine in self._fleet.engines.values():
             labels = (engine.id, engine.endpoint.role)
             up.add_metric(labels, float(engine.up))
             flight.add_metric(labels, engine.in_flight)
+            broken.add_metric(labels, float(self._fleet.breakers[engine.id].state(now) == "open"))
         yield up
         yield flight
+        yield broken
 
     def _kv(self, totals: Iterable[tuple[str, KvTotals]]) -> Iterator[Metric]:
         moved = CounterMetricFamily(

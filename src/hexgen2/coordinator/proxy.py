@@ -56,7 +56,7 @@ class Proxy:
                 return await self._break_off(exchange, lost, str(reason))
             except EngineFailure as failure:
                 lost = failure
-                self._count(failure)
+                self._count(failure, path)
                 exchange.failed_paths.append(path)
                 if exchange.response is None:
                     path = self._retry(exchange, failure)
@@ -108,7 +108,8 @@ class Proxy:
         await exchange.response.write_eof()
         return exchange.response
 
-    def _count(self, failure: EngineFailure) -> None:
+    def _count(self, failure: EngineFailure, path: Path) -> None:
+        self._fleet.failed(failure, path)
         role = self._fleet.engines[failure.group_id].endpoint.role
         self._metrics.failures.labels(failure.group_id, role, failure.kind).inc()
 
@@ -228,6 +229,7 @@ class Proxy:
         self._metrics.leg_seconds.labels(*labels).observe(time.perf_counter() - began)
 
     def _observe_request(self, exchange: Exchange, path: Path) -> None:
+        self._fleet.succeeded(path)
         labels = (path.target, self._fleet.engines[path.target].endpoint.role)
         arrived = exchange.request.arrived
         self._metrics.e2e.labels(*labels).observe(time.perf_counter() - arrived)
