@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -100,10 +102,14 @@ class TestDecode:
 
 class TestColocated:
     def test_hand_worked(self, exact: CostModel, gpu: GpuType) -> None:
-        # 8 decoding, 250/10 prompt tokens for each: 208 tokens; 0.8 prompts an iteration, Σs² = 50 000.
+        # 8 decoding; 0.8 prompts an iteration: 1 − e^−0.8 of them carry 0.8/(1 − e^−0.8) prompts of 250 tokens.
         capacity = exact.colocated_capacity((StageShape(gpu, 1, 4),), fixed(250, 10))
-        layer = 2 * 9e6 * 208 / 1e12 + 2 * 1000 * 50_000 / 1e12 + 8 * 255.5 * 2000 / 100e9
-        step = 4 * layer + HEAD_READ
+        part = 1 - math.exp(-0.8)
+        prompts = 0.8 / part
+        context = 8 * 255.5 * 2000 / 100e9
+        mixed = 2 * 9e6 * (8 + prompts * 250) / 1e12 + 2 * 1000 * prompts * 250**2 / 1e12 + context
+        alone = LAYER_READ + context
+        step = 4 * (part * mixed + (1 - part) * alone) + HEAD_READ
         assert capacity.max_batch == 8
         assert capacity.rps == pytest.approx(8 / (10 * step))
         assert capacity.latency_s == pytest.approx(4 * (4.5e-3 + 0.125e-3) + HEAD_READ)

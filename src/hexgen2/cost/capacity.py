@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import ceil, floor, sqrt
+from math import ceil, expm1, floor, sqrt
 
 from hexgen2.cost.memory import Settings
 from hexgen2.cost.moments import Moments
@@ -145,16 +145,21 @@ def colocated_capacity(
 ) -> ColocatedCapacity:
     """The same with prefill in the same iterations (chunked prefill).
 
-    In balance a request comes for each that leaves, so an iteration of b decoding sequences carries
-    b·E[s_in]/E[s_out] prompt tokens beside them, and must stay within the token budget (per micro-batch).
+    In balance a request comes for each that leaves: a = b/E[s_out] prompts per iteration of b decoding
+    sequences, whose tokens must stay within the budget (per micro-batch) in the mean. Prompts come whole and by
+    chance (Poisson): a part q = 1 − e^(−a) of the iterations carries a/q prompts, the others none. The mean of
+    the two is longer than an iteration with a prompts: one is bound by computing, the other by reading weights.
     """
     prompts = 1 / moments.output  # prompts that an iteration completes, per decoding sequence
 
     def cycle(batch: int) -> float:
-        arriving = batch * prompts
-        tokens = batch + arriving * moments.input
-        squares = arriving * moments.input_sq
-        return cycle_seconds(costs, batch, tokens, squares, batch * moments.context, batch + arriving)
+        context = batch * moments.context
+        part = -expm1(-batch * prompts)
+        count = batch * prompts / part
+        alone = cycle_seconds(costs, batch, batch, 0.0, context, batch)
+        tokens, squares = batch + count * moments.input, count * moments.input_sq
+        mixed = cycle_seconds(costs, batch + count, tokens, squares, context, batch + count)
+        return part * mixed + (1 - part) * alone
 
     count, alone = prefill_times(costs, moments.input, moments.input_sq, 1.0, settings.token_budget)
     latency = prefill_latency(count, alone)
