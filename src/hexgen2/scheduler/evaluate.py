@@ -8,20 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import pairwise, permutations
 
 from hexgen2.cost import transfer
 from hexgen2.cost.layout import PlacedStage, Placement
 from hexgen2.scheduler.layouts import StageTemplate, Template, chains, layer_splits, valid_tps
 from hexgen2.scheduler.problem import Problem
 from hexgen2.scheduler.routes import Loads
-from hexgen2.scheduler.stage_values import NO_LINK, StageValues, Valued
+from hexgen2.scheduler.stage_values import NO_LINK, StageKind, StageValues, Valued
 from hexgen2.scheduler.topology import Members, Topology
 from hexgen2.specs.plan import Role
 
 ROLES: tuple[Role, ...] = ("prefill", "decode", "colocated")
 Rule = Callable[[Sequence["Option"]], "Option"]
 Signature = tuple[object, ...]
+POLISHED = 4
+"""Layouts of a group, the best in a role, whose layers are moved about in a thorough search."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,17 @@ class Option:
         return tuple(stage.tp for stage in self.template)
 
 
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A layout before it has a role: nodes as places in the signature's order, and what its value came from."""
+
+    template: Template
+    valued: Valued
+    chain: Sequence[Members]
+    kinds: Sequence[StageKind]
+    upstream: Sequence[int]
+
+
 def paper_rule(options: Sequence[Option]) -> Option:
     """The paper's choice: prefill takes the lowest latency, decode (and colocated) the highest rate."""
     if options[0].role == "prefill":
@@ -61,14 +74,16 @@ def best_rate(options: Sequence[Option]) -> Option:
 class Evaluator:
     """Values groups and routes of one problem. It holds caches and nothing else."""
 
-    def __init__(self, problem: Problem, rule: Rule = paper_rule) -> None:
+    def __init__(self, problem: Problem, rule: Rule = paper_rule, *, thorough: bool = False) -> None:
+        """``thorough``: every order of few nodes, and layers moved between stages while that helps."""
         self.problem = problem
+        self.thorough = thorough
         self.topology = Topology(problem.cluster)
         self.rule = rule
         self.sizes = valid_tps(problem.model, max(8, max(self.topology.counts)))
         self.values = StageValues(self.topology, problem.cost, problem.cost.moments(problem.lengths))
         self._signatures: dict[Members, tuple[Signature, tuple[int, ...]]] = {}
-        self._layouts: dict[Signature, list[tuple[Template, Valued]]] = {}
+        self._layouts: dict[Signature, list[Candidate]] = {}
         self._options: dict[tuple[Signature, Role], tuple[Option, ...]] = {}
         self._rules: dict[tuple[Signature, Role], Option | None] = {}
         self._chosen: dict[tuple[Members, Role], Option | None] = {}
@@ -99,6 +114,13 @@ class Evaluator:
         chosen = None if found is None else _on_nodes(found, nodes)
         self._chosen[members, role] = chosen
         return chosen
+
+    def layout(self, members: Members, role: Role, template: Template | None) -> Option | None:
+        """The option with the given layout, or the rule's choice when that is None."""
+        chosen = self.choose(members, role)
+        if template is None or chosen is None or chosen.template == template:
+            return chosen
+        return next((option for option in self.allowed(members, role) if option.template == template), None)
 
     def route(self, source: Option, target: Option) -> float:
         """Requests/s that the route could carry if it had the network to itself; 0 when a rule forbids it."""
@@ -157,17 +179,52 @@ class Evaluator:
         if known is None:
             if key not in self._layouts:
                 self._layouts[key] = self._value(members, nodes)
-            found = (self._option(role, *layout) for layout in self._layouts[key])
-            known = self._options[key, role] = tuple(option for option in found if option.rps > 0)
+            layouts = self._layouts[key]
+            scored = [(self._option(role, layout), layout) for layout in layouts]
+            found = [option for option, _ in scored if option.rps > 0]
+            if self.thorough:
+                scored.sort(key=lambda pair: (pair[0].forbidden is not None, -pair[0].rps))
+                found += [self._polished(role, layout) for _, layout in scored[:POLISHED] if layout.kinds[1:]]
+            known = self._options[key, role] = tuple(found)
         return known
 
-    def _value(self, members: Members, nodes: tuple[int, ...]) -> list[tuple[Template, Valued]]:
+    def _polished(self, role: Role, layout: Candidate) -> Option:
+        """The option after moving single layers between stages while that raises its rate."""
+        best = self._option(role, layout)
+        split = [stage.layers for stage in layout.template]
+        improved = True
+        while improved:
+            improved = False
+            for giver, taker in permutations(range(len(split)), 2):
+                if split[giver] == 1:
+                    continue
+                split[giver] -= 1
+                split[taker] += 1
+                option = self._option(role, self._candidate(layout.chain, layout.kinds, split, layout.upstream))
+                if option.rps > best.rps * (1 + 1e-12):
+                    best, improved = option, True
+                else:
+                    split[giver] += 1
+                    split[taker] -= 1
+        return best
+
+    def _candidate(
+        self,
+        chain: Sequence[Members],
+        kinds: Sequence[StageKind],
+        split: Sequence[int],
+        upstream: Sequence[int],
+    ) -> Candidate:
+        valued = self.values.value(kinds, split, upstream)
+        return Candidate(tuple(map(StageTemplate, chain, split)), valued, chain, kinds, upstream)
+
+    def _value(self, members: Members, nodes: tuple[int, ...]) -> list[Candidate]:
         """Layouts that hold a replica, with nodes given as places in ``nodes``."""
         place = {node: index for index, node in enumerate(nodes)}
         links = self.topology.link_class
         layers = self.problem.model.layers
-        found: list[tuple[Template, Valued]] = []
-        for chain in chains(self.topology, members, self.sizes):
+        found: list[Candidate] = []
+        for chain in chains(self.topology, members, self.sizes, thorough=self.thorough):
             if len(chain) > layers:
                 continue
             kinds = [self.values.kind(part) for part in chain]
@@ -175,14 +232,13 @@ class Evaluator:
             upstream += [int(links[a[0][0], b[0][0]]) for a, b in pairwise(chain)]
             local = [tuple((place[node], count) for node, count in part) for part in chain]
             for split in layer_splits(self.values, kinds):
-                valued = self.values.value(kinds, split, upstream)
-                if valued.max_tokens > 0:
-                    template = tuple(map(StageTemplate, local, split))
-                    found.append((template, valued))
+                candidate = self._candidate(local, kinds, split, upstream)
+                if candidate.valued.max_tokens > 0:
+                    found.append(candidate)
         return found
 
-    def _option(self, role: Role, template: Template, valued: Valued) -> Option:
-        problem = self.problem
+    def _option(self, role: Role, layout: Candidate) -> Option:
+        problem, template, valued = self.problem, layout.template, layout.valued
         forbidden = problem.engine.group_rule(role, tuple(stage.tp for stage in template))
         tpot = problem.slo.tpot_s if problem.objective == "goodput" else None
         if role == "prefill":

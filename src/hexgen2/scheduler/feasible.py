@@ -70,3 +70,14 @@ def no_disaggregation(evaluator: Evaluator) -> InputError:
         f"no two groups that the engine profile {problem.engine.name!r} can run hold {problem.model.name}",
         "use nodes with more GPUs each, another --engine, or a solver with colocated groups (--solver hexgen2)",
     )
+
+
+def no_plan(evaluator: Evaluator) -> InputError:
+    """Why there is no plan at all although one replica's bytes would fit."""
+    problem = evaluator.problem
+    return InputError(
+        problem.place,
+        "nodes",
+        f"no group that the engine profile {problem.engine.name!r} can run holds {problem.model.name}",
+        "use nodes with more GPUs each, or another --engine",
+    )

@@ -8,19 +8,22 @@ Layers are dealt by water-filling over the stages' speeds, under what their memo
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise, permutations, product
 
 from hexgen2.cost.layout import Layout, StageShape
 from hexgen2.scheduler.stage_values import StageKind, StageValues
-from hexgen2.scheduler.topology import Members, Topology
+from hexgen2.scheduler.topology import Members, Topology, size
 from hexgen2.specs.gpu import Link, weakest
 from hexgen2.specs.model import Model
 
+Cuts = tuple[tuple[int, ...], ...]
 MAX_CHAINS = 48
-"""Ways to cut a group into stages that are looked at; beyond it only equal TP sizes are combined."""
+"""Ways to cut a group into stages, for one order of its nodes; beyond it only equal TP sizes are combined."""
+MAX_ORDERED = 3
+MAX_REORDERED = 4
 MAX_PERMUTED = 6
 """Nodes up to which every pipeline order is compared; beyond it the next node is the nearest one."""
 
@@ -84,7 +87,7 @@ def water_fill(total: int, weights: Sequence[float], limits: Sequence[int]) -> t
 
 
 @cache
-def _partitions(total: int, sizes: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+def _partitions(total: int, sizes: tuple[int, ...]) -> Cuts:
     """Ways to write ``total`` as a sum of the given sizes, parts descending, fewest parts first."""
 
     def parts(left: int, largest: int) -> Iterator[tuple[int, ...]]:
@@ -96,6 +99,18 @@ def _partitions(total: int, sizes: tuple[int, ...]) -> tuple[tuple[int, ...], ..
                     yield (part, *rest)
 
     return tuple(sorted(parts(total, total), key=lambda found: (len(found), found)))
+
+
+@cache
+def _orders(total: int, sizes: tuple[int, ...]) -> Cuts:
+    """The same in every order of the parts where these are few, else in falling and in rising order."""
+    found: list[tuple[int, ...]] = []
+    for cut in _partitions(total, sizes):
+        if len(cut) <= MAX_REORDERED:
+            found += sorted(set(permutations(cut)))
+        else:
+            found += sorted({cut, cut[::-1]})
+    return tuple(found)
 
 
 def pipeline_order(topology: Topology, nodes: Sequence[int]) -> tuple[int, ...]:
@@ -119,15 +134,37 @@ def pipeline_order(topology: Topology, nodes: Sequence[int]) -> tuple[int, ...]:
     return tuple(path)
 
 
-def chains(topology: Topology, members: Members, sizes: tuple[int, ...]) -> Iterator[tuple[Members, ...]]:
-    """Ways to cut a group's GPUs into ordered stages (each a small group of members)."""
+def chains(
+    topology: Topology, members: Members, sizes: tuple[int, ...], *, thorough: bool = False
+) -> Iterator[tuple[Members, ...]]:
+    """Ways to cut a group's GPUs into ordered stages (each a small group of members).
+
+    ``thorough``: for groups on up to `MAX_ORDERED` nodes every order of the nodes and of unlike stages inside
+    a node, since the ends of a pipeline carry the embedding and the LM head too.
+    """
+    nodes = [node for node, _ in members]
+    if len(nodes) > 1 and size(members) in sizes:
+        yield (members,)
+    if not thorough or len(nodes) > MAX_ORDERED:
+        yield from _along(members, pipeline_order(topology, nodes), sizes, _partitions)
+        return
+    seen = set()
+    for order in permutations(nodes):
+        for chain in _along(members, order, sizes, _orders):
+            if chain not in seen:
+                seen.add(chain)
+                yield chain
+
+
+def _along(
+    members: Members,
+    order: tuple[int, ...],
+    sizes: tuple[int, ...],
+    cut: Callable[[int, tuple[int, ...]], Cuts],
+) -> Iterator[tuple[Members, ...]]:
+    """Chains along one order of the nodes."""
     counts = dict(members)
-    order = pipeline_order(topology, [node for node, _ in members])
-    choices = [_partitions(counts[node], sizes) for node in order]
-    if len(order) > 1:
-        whole = sum(counts.values())
-        if whole in sizes:
-            yield (members,)
+    choices = [cut(counts[node], sizes) for node in order]
     many = 1
     for choice in choices:
         many *= len(choice)

@@ -8,11 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
+from numpy.typing import NDArray
+
+from hexgen2.scheduler.routes import RouteProgram, RouteShares
 from hexgen2.scheduler.solution import Cell, Solution
 from hexgen2.scheduler.topology import Members, combined, size, without
 from hexgen2.specs.plan import Role
 
+FloatArray = NDArray[np.float64]
 Cells = tuple[Cell, ...]
+PRICED = 1e-6
+"""Shadow price (requests/s per request/s) above which a limit counts as scarce."""
 STEPS = (1, 2, 4)
 """How many GPUs of a node a move takes at a time (besides all of them)."""
 
@@ -21,6 +28,8 @@ def bottlenecks(solution: Solution) -> tuple[list[int], list[int]]:
     """(cells saturated in the minimum cut, cells at the ends of routes saturated in it), without repeats."""
     groups: list[int] = []
     ends: list[int] = []
+    if solution.shares is not None and solution.program is not None:
+        return _priced(solution, solution.program, solution.shares)
     for kind, *rows in solution.flow.cut:
         if kind == "route":
             ends.append(solution.cell_at("prefill", int(rows[0])))
@@ -151,6 +160,24 @@ def release(cells: Cells, cell: int) -> Iterator[Cells]:
 def replaced(cells: Cells, new: dict[int, Cell]) -> Cells:
     """The cells with some exchanged for new ones."""
     return tuple(new.get(place, cell) for place, cell in enumerate(cells))
+
+
+def _priced(solution: Solution, program: RouteProgram, shares: RouteShares) -> tuple[list[int], list[int]]:
+    """The same from the exact routes: groups with a shadow price, and both ends of routes over priced links."""
+    groups: list[int] = []
+    phases: tuple[tuple[Role, FloatArray], ...] = (
+        ("prefill", shares.prefill_price),
+        ("decode", shares.decode_price),
+    )
+    for role, prices in phases:
+        groups += [solution.cell_at(role, int(row)) for row in np.flatnonzero(prices > PRICED)]
+    scarce = {name for name, price in shares.resource_price.items() if price > PRICED * shares.value}
+    ends: list[int] = []
+    for source, target, loads in zip(program.sources, program.targets, program.loads, strict=True):
+        if any(resource in scarce for resource, _ in loads):
+            ends.append(solution.cell_at("prefill", int(source)))
+            ends.append(solution.cell_at("decode", int(target)))
+    return groups, [cell for cell in dict.fromkeys(ends) if cell not in groups]
 
 
 def _give_from(cells: Cells, needy: int, idle: Members) -> Iterator[Cells]:

@@ -13,7 +13,13 @@ MoveSource = Callable[[Solution], Iterable[Cells]]
 
 
 def climb(
-    evaluator: Evaluator, start: Solution, moves: MoveSource, budget: Budget, seen: set[frozenset[Cell]]
+    evaluator: Evaluator,
+    start: Solution,
+    moves: MoveSource,
+    budget: Budget,
+    seen: set[frozenset[Cell]],
+    *,
+    coupled: bool = False,
 ) -> Solution:
     """From ``start``, take the first move that improves and begin again, until none does or time is over.
 
@@ -29,7 +35,7 @@ def climb(
             if len(key) == len(cells) and key in seen:
                 continue
             seen.add(key)
-            candidate = assess(evaluator, cells, current.value)
+            candidate = assess(evaluator, cells, current.value, coupled=coupled)
             if candidate is not None and better(candidate, current):
                 current = candidate
                 improved = True

@@ -6,12 +6,13 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from hexgen2.scheduler import paper
-from hexgen2.scheduler.evaluate import Evaluator, paper_rule
+from hexgen2.scheduler import exhaustive, hexgen2, paper
+from hexgen2.scheduler.evaluate import Evaluator, Option, best_rate, paper_rule
 from hexgen2.scheduler.feasible import check_fits
+from hexgen2.scheduler.layouts import StageTemplate
 from hexgen2.scheduler.plan_build import Extras, build
 from hexgen2.scheduler.problem import Budget, Clock, Problem, ProgressCallback
-from hexgen2.scheduler.solution import Solution
+from hexgen2.scheduler.solution import Cell, Solution, assemble
 from hexgen2.scheduler.topology import canonical
 from hexgen2.specs.errors import InputError
 from hexgen2.specs.plan import Plan
@@ -61,4 +62,28 @@ def _paper(problem: Problem, seed: int, budget: Budget) -> tuple[Solution, Evalu
     return paper.search(problem, evaluator, seed, budget), evaluator, Extras(coupled=False)
 
 
-SOLVERS: dict[str, Solver] = {"paper": _paper}
+def _hexgen2(problem: Problem, seed: int, budget: Budget) -> tuple[Solution, Evaluator, Extras]:
+    evaluator = Evaluator(problem, best_rate, thorough=True)
+    check_fits(evaluator)
+    return hexgen2.search(problem, evaluator, seed, budget), evaluator, Extras()
+
+
+def _exhaustive(problem: Problem, seed: int, budget: Budget) -> tuple[Solution, Evaluator, Extras]:
+    del seed  # there is nothing to draw
+    evaluator = Evaluator(problem, best_rate)
+    check_fits(evaluator)
+    best = exhaustive.optimum(problem, budget)
+    cells: list[Cell] = []
+    options: list[Option] = []
+    for choice in best.choices:
+        template = tuple(
+            StageTemplate(tuple((node, count) for node, count in enumerate(part) if count), layers)
+            for part, layers in choice.stages
+        )
+        members = tuple((node, count) for node, count in enumerate(choice.vector) if count)
+        cells.append(Cell(members, choice.role, template))
+        options.append(Option(choice.role, template, choice.rps, choice.max_batch, choice.latency_s))
+    return assemble(evaluator, cells, options), evaluator, Extras(upper_bound=best.value)
+
+
+SOLVERS: dict[str, Solver] = {"paper": _paper, "hexgen2": _hexgen2, "exhaustive": _exhaustive}

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hexgen2.scheduler.evaluate import Evaluator, Option
+from hexgen2.scheduler.evaluate import Evaluator
 from hexgen2.scheduler.flow import describe_cut, phrase
-from hexgen2.scheduler.routes import Loads, RouteProgram, RouteShares, balanced, best_shares
-from hexgen2.scheduler.solution import Solution
+from hexgen2.scheduler.routes import RouteShares, balanced, best_shares
+from hexgen2.scheduler.solution import Solution, route_program
 from hexgen2.specs.cluster import Cluster
 from hexgen2.specs.plan import Bottleneck, Role
 
@@ -41,24 +41,6 @@ class Settled:
         if role == "decode":
             return float(self.routes[:, row].sum())
         return float(self.colocated[row])
-
-
-def route_program(evaluator: Evaluator, solution: Solution, *, coupled: bool = True) -> RouteProgram:
-    """The linear program of a solution's routes."""
-    network = solution.flow.network
-    rows: dict[Role, list[Option]] = {"prefill": [], "decode": [], "colocated": []}
-    for cell, option in zip(solution.cells, solution.options, strict=True):
-        if option is not None:
-            rows[cell.role].append(option)
-    sources, targets = np.nonzero(network.routes > 0)
-    loads: list[Loads] = []
-    for i, j in zip(sources, targets, strict=True):
-        if coupled:
-            found = evaluator.loads(rows["prefill"][i], rows["decode"][j])
-            loads.append(tuple((_of_group(resource, int(i)), seconds) for resource, seconds in found))
-        else:
-            loads.append(((("route", int(i), int(j)), 1 / float(network.routes[i, j])),))
-    return RouteProgram(network.prefill, network.decode, sources, targets, loads)
 
 
 def settle(evaluator: Evaluator, solution: Solution, *, coupled: bool) -> Settled:
@@ -113,9 +95,3 @@ def resource_name(cluster: Cluster, resource: Hashable) -> str:
         return f"port of GPU {where[1]} of prefill group {where[0]}"
     direction = "outgoing" if kind == "nic_out" else "incoming"
     return f"NIC of {cluster.nodes[where[0]].name} ({direction})"
-
-
-def _of_group(resource: Hashable, group: int) -> Hashable:
-    """A GPU's port is the sending group's own; links and NICs are everyone's."""
-    assert isinstance(resource, tuple)
-    return ("gpu_out", group, resource[1]) if resource[0] == "gpu_out" else resource

@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from hexgen2.scheduler.evaluate import Evaluator, Option
 from hexgen2.scheduler.flow import Flow, Network, solve
+from hexgen2.scheduler.layouts import Template
+from hexgen2.scheduler.routes import Loads, RouteProgram, RouteShares, best_shares
 from hexgen2.scheduler.topology import Members, without
 from hexgen2.specs.plan import Role
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A group of the search: its GPUs and its role."""
+    """A group of the search: its GPUs, its role, and its layout where that is not the one of the rule."""
 
     members: Members
     role: Role
+    template: Template | None = None
 
 
 @dataclass(frozen=True)
 class Solution:
     """Groups with their layouts and the maximum flow. ``options[i]`` is None where cell i holds no replica.
 
-    ``place[i]`` is the cell's row among its role's in the network (-1 where it has none).
+    ``place[i]`` is the cell's row among its role's in the network (-1 where it has none). ``shares`` are the
+    exact routes over shared links and NICs, with the program they solve; None where these were not asked for.
     """
 
     cells: tuple[Cell, ...]
@@ -33,11 +37,15 @@ class Solution:
     flow: Flow
     place: tuple[int, ...]
     idle: Members
+    program: RouteProgram | None = None
+    shares: RouteShares | None = None
 
     @property
     def value(self) -> float:
-        """Requests/s."""
-        return self.flow.value
+        """Requests/s: over shared links where these were counted, else of the flow."""
+        if self.shares is None:
+            return self.flow.value
+        return self.shares.value + float(self.flow.network.colocated.sum())
 
     @property
     def rank(self) -> tuple[float, float, float]:
@@ -53,9 +61,14 @@ class Solution:
         row, role = self.place[cell], self.cells[cell].role
         if row < 0:
             return 0.0
-        if role == "prefill":
-            return float(self.flow.prefill_use[row])
-        return float(self.flow.decode_use[row]) if role == "decode" else 1.0
+        if role == "colocated":
+            return 1.0
+        if self.shares is None or self.program is None:
+            return float((self.flow.prefill_use if role == "prefill" else self.flow.decode_use)[row])
+        ends, limits = self.program.sources, self.program.prefill
+        if role == "decode":
+            ends, limits = self.program.targets, self.program.decode
+        return float(self.shares.routes[ends == row].sum() / limits[row])
 
     def cell_at(self, role: Role, row: int) -> int:
         """The cell in a row of the network."""
@@ -76,12 +89,15 @@ def better(first: Solution, second: Solution) -> bool:
     return False
 
 
-def assess(evaluator: Evaluator, cells: Sequence[Cell], at_least: float = 0.0) -> Solution | None:
+def assess(
+    evaluator: Evaluator, cells: Sequence[Cell], at_least: float = 0.0, *, coupled: bool = False
+) -> Solution | None:
     """Choose each cell's layout by the evaluator's rule and find the maximum flow.
 
-    None when even without routes the flow would stay below ``at_least``: then no network is solved.
+    ``coupled``: then also the exact routes over shared links. None when a cheaper upper bound (no routes; each
+    route by itself) already stays below ``at_least``.
     """
-    options = [evaluator.choose(cell.members, cell.role) for cell in cells]
+    options = [evaluator.layout(cell.members, cell.role, cell.template) for cell in cells]
     totals: dict[Role, float] = {"prefill": 0.0, "decode": 0.0, "colocated": 0.0}
     for cell, option in zip(cells, options, strict=True):
         if option is not None:
@@ -89,7 +105,13 @@ def assess(evaluator: Evaluator, cells: Sequence[Cell], at_least: float = 0.0) -
     ceiling = min(totals["prefill"], totals["decode"]) + totals["colocated"]
     if ceiling < at_least * (1 - 1e-9):
         return None
-    return assemble(evaluator, cells, options)
+    solution = assemble(evaluator, cells, options)
+    if not coupled:
+        return solution
+    if solution.flow.value < at_least * (1 - 1e-9):
+        return None
+    program = route_program(evaluator, solution)
+    return replace(solution, program=program, shares=best_shares(program))
 
 
 def assemble(evaluator: Evaluator, cells: Sequence[Cell], options: Sequence[Option | None]) -> Solution:
@@ -113,3 +135,27 @@ def assemble(evaluator: Evaluator, cells: Sequence[Cell], options: Sequence[Opti
     for cell in cells:
         idle = without(idle, cell.members)
     return Solution(tuple(cells), tuple(options), solve(network), tuple(place), idle)
+
+
+def route_program(evaluator: Evaluator, solution: Solution, *, coupled: bool = True) -> RouteProgram:
+    """The linear program of a solution's routes."""
+    network = solution.flow.network
+    rows: dict[Role, list[Option]] = {"prefill": [], "decode": [], "colocated": []}
+    for cell, option in zip(solution.cells, solution.options, strict=True):
+        if option is not None:
+            rows[cell.role].append(option)
+    sources, targets = np.nonzero(network.routes > 0)
+    loads: list[Loads] = []
+    for i, j in zip(sources, targets, strict=True):
+        if coupled:
+            found = evaluator.loads(rows["prefill"][i], rows["decode"][j])
+            loads.append(tuple((_of_group(resource, int(i)), seconds) for resource, seconds in found))
+        else:
+            loads.append(((("route", int(i), int(j)), 1 / float(network.routes[i, j])),))
+    return RouteProgram(network.prefill, network.decode, sources, targets, loads)
+
+
+def _of_group(resource: Hashable, group: int) -> Hashable:
+    """A GPU's port is the sending group's own; links and NICs are everyone's."""
+    assert isinstance(resource, tuple)
+    return ("gpu_out", group, resource[1]) if resource[0] == "gpu_out" else resource

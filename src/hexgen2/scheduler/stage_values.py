@@ -6,6 +6,7 @@ tests compare them); only the way to them is shorter.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hexgen2.cost import capacity
@@ -87,7 +88,7 @@ class StageValues:
             known = self._rooms[key] = Room(free + two - one, two - one)
         return known
 
-    def value(self, chain: list[StageKind], layers: tuple[int, ...], upstream: list[int]) -> Valued:
+    def value(self, chain: Sequence[StageKind], layers: Sequence[int], upstream: Sequence[int]) -> Valued:
         """A layout: stage kinds, layers, and the class of the link by which each is reached (NO_LINK first)."""
         final = len(chain) - 1
         alone = final == 0 and chain[0].tp == 1

@@ -1,0 +1,152 @@
+"""Group templates for the master program: which GPUs of which kinds of node, in which role, at what rate.
+
+Nodes of equal type, GPU count, inner link and NIC are of one *kind*. A column is a group on one or a few kinds;
+its rate is that on the best linked nodes of these kinds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import combinations_with_replacement, product
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hexgen2.scheduler.evaluate import ROLES, Evaluator, Option
+from hexgen2.scheduler.topology import Members, Topology, members_of
+from hexgen2.specs.plan import Role
+
+Parts = tuple[tuple[int, int], ...]
+"""(kind, GPUs of one node of it), one entry per node, sorted."""
+SMALL_NODES = 4
+"""Nodes up to which groups over any of them are templates; in larger clusters groups span two, or like ones."""
+MANY_NODES = 10
+"""Nodes beyond which a group that spans two takes only powers of two, or all, of each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A group template. ``spread`` (kinds,): the part of the KV cache that each kind's nodes hold."""
+
+    parts: Parts
+    role: Role
+    rps: float
+    spread: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True)
+class Kinds:
+    """The kinds of nodes of a topology."""
+
+    topology: Topology
+
+    @cached_property
+    def of_node(self) -> tuple[int, ...]:
+        """Each node's kind."""
+        topology = self.topology
+        keys = [
+            (int(kind), count, topology.cluster.nic_bandwidth(node))
+            for node, (kind, count) in enumerate(zip(topology.node_class, topology.counts, strict=True))
+        ]
+        place = {key: number for number, key in enumerate(sorted(set(keys)))}
+        return tuple(place[key] for key in keys)
+
+    @cached_property
+    def nodes(self) -> tuple[tuple[int, ...], ...]:
+        """Each kind's nodes."""
+        return tuple(
+            tuple(node for node, kind in enumerate(self.of_node) if kind == number)
+            for number in range(max(self.of_node) + 1)
+        )
+
+    def count(self, kind: int) -> int:
+        """GPUs of one node of a kind."""
+        return self.topology.counts[self.nodes[kind][0]]
+
+    def best_nodes(self, parts: Parts, free: NDArray[np.int64] | None = None) -> Members | None:
+        """The best linked nodes for the parts with that many GPUs free; None where there are none."""
+        left = np.array(self.topology.counts) if free is None else free
+        options = [
+            np.array([node for node in self.nodes[kind] if left[node] >= gpus], dtype=np.int64)
+            for kind, gpus in parts
+        ]
+        if any(len(nodes) == 0 for nodes in options):
+            return None
+        if len(parts) == 1:
+            # The fullest node that still has room: whole nodes stay whole.
+            node = min(options[0], key=lambda place: (left[place], place))
+            return ((int(node), parts[0][1]),)
+        bandwidth = self.topology.bandwidth.copy()
+        np.fill_diagonal(bandwidth, 0.0)
+        first, second = np.unravel_index(
+            int(np.argmax(bandwidth[np.ix_(options[0], options[1])])), (len(options[0]), len(options[1]))
+        )
+        chosen = [int(options[0][first]), int(options[1][second])]
+        if chosen[0] == chosen[1]:
+            return None
+        for nodes in options[2:]:
+            others = [int(node) for node in nodes if int(node) not in chosen]
+            if not others:
+                return None
+            chosen.append(max(others, key=lambda node: (min(bandwidth[node, at] for at in chosen), -node)))
+        return members_of({node: gpus for node, (_, gpus) in zip(chosen, parts, strict=True)})
+
+
+def columns(evaluator: Evaluator, kinds: Kinds, roles: tuple[Role, ...] = ROLES) -> list[Column]:
+    """Every template that holds a replica, in every role."""
+    found: list[Column] = []
+    for parts in part_lists(evaluator, kinds):
+        members = kinds.best_nodes(parts)
+        if members is None:
+            continue
+        for role in roles:
+            option = evaluator.choose(members, role)
+            if option is not None:
+                found.append(Column(parts, role, option.rps, spread(kinds, option)))
+    return found
+
+
+def spread(kinds: Kinds, option: Option) -> tuple[tuple[int, float], ...]:
+    """Kind → part of the KV cache held on its nodes."""
+    total = sum(stage.layers for stage in option.template)
+    held: dict[int, float] = {}
+    for stage in option.template:
+        for node, count in stage.members:
+            kind = kinds.of_node[node]
+            held[kind] = held.get(kind, 0.0) + stage.layers / total * count / stage.tp
+    return tuple(sorted(held.items()))
+
+
+def part_lists(evaluator: Evaluator, kinds: Kinds) -> Iterator[Parts]:
+    """Which parts groups are made of."""
+    counts = evaluator.topology.counts
+    number = len(kinds.nodes)
+    if len(counts) <= SMALL_NODES:
+        seen = set()
+        for vector in product(*(range(count + 1) for count in counts)):
+            parts = tuple(sorted((kinds.of_node[node], gpus) for node, gpus in enumerate(vector) if gpus))
+            if parts and parts not in seen:
+                seen.add(parts)
+                yield parts
+        return
+    single = {kind: _sizes(kinds, kind, coarse=len(kinds.nodes[kind]) > 1) for kind in range(number)}
+    for kind in range(number):
+        yield from (((kind, gpus),) for gpus in single[kind])
+    coarse = {kind: _sizes(kinds, kind, coarse=len(counts) > MANY_NODES) for kind in range(number)}
+    for a, b in combinations_with_replacement(range(number), 2):
+        if a == b and len(kinds.nodes[a]) == 1:
+            continue
+        pairs = {tuple(sorted(((a, s), (b, t)))) for s in coarse[a] for t in coarse[b]}
+        yield from sorted(pairs)
+    for kind in range(number):
+        for nodes in (3, 4):
+            if len(kinds.nodes[kind]) >= nodes:
+                yield ((kind, kinds.count(kind)),) * nodes
+
+
+def _sizes(kinds: Kinds, kind: int, *, coarse: bool) -> list[int]:
+    """GPUs of a node that a group may take: any number, or (so that nodes fill up) powers of two and all."""
+    count = kinds.count(kind)
+    return [size for size in range(1, count + 1) if not coarse or size & (size - 1) == 0 or size == count]

@@ -1,0 +1,130 @@
+"""The master program: how many groups of each template, so that the phases and the network balance (HiGHS).
+
+Maximise the requests/s that prefill and decode templates exchange, plus those of colocated ones. GPUs of each
+kind of node are limited; so is, in the aggregate over all nodes of a kind, what its NICs and the links between
+kinds carry. It sees neither single routes nor how groups pack into nodes: its answer is a start for the search,
+and with optimistic rates for templates its relaxation is a bound (bound.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import Bounds, LinearConstraint, linprog, milp
+from scipy.sparse import coo_matrix, csr_matrix
+
+from hexgen2.scheduler.columns import Column, Kinds
+
+FloatArray = NDArray[np.float64]
+GAP = 2e-3
+NODES = 400
+"""Branch-and-bound nodes of HiGHS: a limit in steps, not in seconds, so that plans stay reproducible."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """min goal·x under matrix·x ≤ limits, x ≥ 0; the first ``columns`` variables count groups."""
+
+    goal: FloatArray
+    matrix: csr_matrix
+    limits: FloatArray
+    columns: int
+    most: FloatArray
+    scale: float
+
+
+def program(kinds: Kinds, columns: Sequence[Column], kv_bytes: float) -> Program:
+    """The master program. ``kv_bytes``: KV cache of a mean request.
+
+    Variables: x_v groups of template v; u_v requests/s through it (prefill and decode templates); T_kl
+    requests' worth of KV cache per second from kind k to kind l. Flows are in units of the largest rate.
+    """
+    scale = max((column.rps for column in columns), default=1.0)
+    exchanging = [v for v, column in enumerate(columns) if column.role != "colocated"]
+    flow = {v: len(columns) + at for at, v in enumerate(exchanging)}
+    number = len(kinds.nodes)
+    base = len(columns) + len(exchanging)
+    total = base + number * number
+    rows: list[tuple[dict[int, float], float]] = []
+
+    for kind in range(number):
+        use = {v: float(sum(gpus for k, gpus in column.parts if k == kind)) for v, column in enumerate(columns)}
+        room = float(len(kinds.nodes[kind]) * kinds.count(kind))
+        rows.append(({v: gpus for v, gpus in use.items() if gpus}, room))
+    for v, at in flow.items():
+        rows.append(({at: 1.0, v: -columns[v].rps / scale}, 0.0))
+    for kind in range(
+        number
+    ):  # what leaves a kind's prefill groups is sent, what its decode groups take arrives
+        sent = {base + kind * number + other: -1.0 for other in range(number)}
+        received = {base + other * number + kind: 1.0 for other in range(number)}
+        for v, at in flow.items():
+            part = dict(columns[v].spread).get(kind, 0.0)
+            if part and columns[v].role == "prefill":
+                sent[at] = part
+            elif part:
+                received[at] = -part
+        rows.append((sent, 0.0))
+        rows.append((received, 0.0))
+        # Taken as ≤ on the sending and ≥ on the receiving side with one total: both are equal.
+    rows.append(({at: (1.0 if columns[v].role == "prefill" else -1.0) for v, at in flow.items()}, 0.0))
+    limit = np.full(total, np.inf)
+    for kind in range(number):
+        room = float(len(kinds.nodes[kind]) * kinds.count(kind))
+        for v, column in enumerate(columns):
+            gpus = sum(gpus for k, gpus in column.parts if k == kind)
+            if gpus:
+                limit[v] = min(limit[v], room // gpus)
+    for a in range(number):
+        for b in range(number):
+            if a != b:
+                carried = kinds.topology.bandwidth[np.ix_(kinds.nodes[a], kinds.nodes[b])].sum()
+                limit[base + a * number + b] = carried / kv_bytes / scale
+        nic = kinds.topology.cluster.nic_bandwidth(kinds.nodes[a][0]) * len(kinds.nodes[a])
+        if np.isfinite(nic) and number > 1:
+            others = [b for b in range(number) if b != a]
+            rows.append(({base + a * number + b: 1.0 for b in others}, nic / kv_bytes / scale))
+            rows.append(({base + b * number + a: 1.0 for b in others}, nic / kv_bytes / scale))
+
+    goal = np.zeros(total)
+    for v, column in enumerate(columns):
+        if column.role == "colocated":
+            goal[v] = -column.rps / scale
+        elif column.role == "decode":
+            goal[flow[v]] = -1.0
+    entries = [(row, at, value) for row, (terms, _) in enumerate(rows) for at, value in terms.items()]
+    row_at, column_at, values = zip(*entries, strict=True)
+    matrix = coo_matrix((values, (row_at, column_at)), shape=(len(rows), total)).tocsr()
+    return Program(goal, matrix, np.array([bound for _, bound in rows]), len(columns), limit, scale)
+
+
+def best_counts(master: Program) -> NDArray[np.int64]:
+    """(columns,) whole numbers of groups of each template, near the best."""
+    integral = np.zeros(len(master.goal))
+    integral[: master.columns] = 1
+    solved = milp(
+        master.goal,
+        constraints=LinearConstraint(master.matrix, -np.inf, master.limits),
+        bounds=Bounds(0, master.most),
+        integrality=integral,
+        options={"mip_rel_gap": GAP, "node_limit": NODES},
+    )
+    if solved.x is None:
+        return np.zeros(master.columns, dtype=np.int64)
+    counts: NDArray[np.int64] = np.rint(solved.x[: master.columns]).astype(np.int64)
+    return counts
+
+
+def relaxed_value(master: Program) -> float:
+    """The relaxation's optimum in requests/s: no plan made of these templates serves more."""
+    solved = linprog(
+        master.goal,
+        A_ub=master.matrix,
+        b_ub=master.limits,
+        bounds=np.stack([np.zeros(len(master.goal)), master.most], axis=1),
+        method="highs",
+    )
+    return -float(solved.fun) * master.scale
