@@ -13,6 +13,7 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from hexgen2.coordinator import errors
+from hexgen2.coordinator.admission import Admission
 from hexgen2.coordinator.auth import ApiKeys
 from hexgen2.coordinator.calls import EngineClient
 from hexgen2.coordinator.config import CoordinatorConfig
@@ -43,12 +44,18 @@ class Api:
     """The handlers, and the state that they share."""
 
     def __init__(
-        self, config: CoordinatorConfig, client: EngineClient, metrics: Metrics, keys: ApiKeys | None
+        self,
+        config: CoordinatorConfig,
+        client: EngineClient,
+        metrics: Metrics,
+        admission: Admission,
+        keys: ApiKeys | None,
     ) -> None:
         self.config = config
         self.client = client
         self.metrics = metrics
         self.keys = keys
+        self.admission = admission
         self.draining = False
         self.idle = asyncio.Event()
         self.idle.set()
@@ -101,10 +108,13 @@ class Api:
 
     @web.middleware
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        guarded = self.keys is not None and request.path.startswith(_GUARDED)
-        if guarded and self.keys is not None and not self.keys.allows(request.headers.get("Authorization")):
+        if self.keys is not None and request.path.startswith(_GUARDED) and self._key(request) is None:
             raise errors.unauthorised()
         return await handler(request)
+
+    def _key(self, request: web.Request) -> str | None:
+        """The client's key by name; None without one that is known."""
+        return self.keys.who(request.headers.get("Authorization")) if self.keys is not None else None
 
     # Generation
 
@@ -115,11 +125,16 @@ class Api:
         self._enter()
         status, id_ = "cancelled", request_id(http.headers)
         try:
+            key = self._key(http) or ""
+            self.admission.refuse_early(key)
             names = self.config.served_model_names
             request = parse_request(http.path, await http.read(), http.headers, id_, names)
             limit_s = self.config.timeouts.request_s
             try:
-                async with asyncio.timeout(limit_s):
+                async with (
+                    asyncio.timeout(limit_s),
+                    self.admission.admitted(key, len(request.raw), request.priority),
+                ):
                     response = await self._proxy.serve(http, request)
             except TimeoutError:
                 raise errors.took_too_long(limit_s) from None

@@ -33,15 +33,17 @@ class ApiKeys:
             raise InputError(str(path), "", "holds no API key", "write one key a line")
         return cls(keys)
 
-    def allows(self, authorization: str | None) -> bool:
-        """Whether an `Authorization` header carries one of the keys; the time taken does not tell which or
-        how near.
+    def who(self, authorization: str | None) -> str | None:
+        """Which key an `Authorization` header carries, as a name that does not give it away; None for none
+        of them.
+
+        The time taken does not tell which key, or how nearly one was met.
         """
         if authorization is None:
-            return False
+            return None
         scheme, _, key = authorization.partition(" ")
         digest = hashlib.sha256(key.strip().encode("utf-8", "surrogateescape")).digest()
         found = False
         for known in self._digests:
             found |= hmac.compare_digest(digest, known)
-        return found and scheme.lower() == "bearer"
+        return digest.hex()[:12] if found and scheme.lower() == "bearer" else None

@@ -80,6 +80,17 @@ class Limits(_Frozen):
     """Bounds on what one request may cost and on how often it is tried again."""
 
     max_body_bytes: int = Field(default=32 * 2**20, ge=1024, description="largest request body accepted")
+    max_queue: int = Field(default=1024, ge=0, description="requests that may wait for a place")
+    queue_wait_s: float = Field(default=30.0, gt=0, description="how long one may wait")
+    capacity_factor: float = Field(
+        default=1.5,
+        gt=0,
+        description="requests let in at once, over those that the plan lets its engines run at once",
+    )
+    max_in_flight_per_key: int | None = Field(default=None, ge=1, description="requests of one API key at once")
+    long_prompt_bytes: int = Field(
+        default=32768, ge=0, description="bodies above it wait in a line of their own"
+    )
     max_retries: int = Field(default=2, ge=0, description="further routes tried before any byte was sent")
     max_migrations: int = Field(
         default=5, ge=0, description="times one stream may go on elsewhere; 0: it ends with its engine"

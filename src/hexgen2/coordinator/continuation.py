@@ -103,6 +103,7 @@ class Splice:
         self._seam = seam
         self._frame = journal.frame
         self._offset = journal.next_text_offset
+        self._fingerprint: dict[str, Any] = {}  # vLLM puts it on a stream's last message
         self.ended = False  # a stop string was found here: the engine's further events are not wanted
 
     def block(self, block: bytes) -> bytes:
@@ -116,6 +117,8 @@ class Splice:
                 break
             body = event_json(event)
             if body is not None and body.get("choices"):
+                if body.get("system_fingerprint") is not None:
+                    self._fingerprint = {"system_fingerprint": body["system_fingerprint"]}
                 sent += self._chunk(body["choices"][0])
         return sent
 
@@ -124,7 +127,8 @@ class Splice:
         self.ended = True
         if not self._usage:
             return DONE
-        return _event(self._frame | {"choices": [], "usage": self._used()}) + DONE
+        last = self._frame | {"choices": [], "usage": self._used()} | self._fingerprint
+        return _event(last) + DONE
 
     def _used(self) -> dict[str, int]:
         prompt, generated = len(self._journal.prompt_ids or ()), len(self._journal.token_ids)
@@ -162,6 +166,8 @@ class Splice:
         body = self._frame | {"choices": [shown]}
         if self._running_usage:
             body["usage"] = self._used()
+        if finish is not None and not self._usage:
+            body |= self._fingerprint
         sent = _event(body)
         if self._seam is not None and finish == "stop" and choice.get("finish_reason") is None:
             sent += self.end()

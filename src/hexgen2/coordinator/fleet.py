@@ -16,8 +16,8 @@ from hexgen2.coordinator.routing import Path, SmoothRouter
 
 log = logging.getLogger(__name__)
 
-# Where the plan does not say how much a group runs at once, its share stands in: only the proportions matter.
-_NOMINAL_BATCH = 256.0
+# Where the plan does not say how much a group runs at once.
+_NOMINAL_BATCH = 256
 
 
 class Call(Protocol):
@@ -117,6 +117,16 @@ class Fleet:
 
     def is_up(self, path: Path) -> bool:
         return all(self.engines[group].up for group in path.groups)
+
+    def capacity(self) -> int:
+        """Requests that the engines which answer (all but prefill engines) are meant to run at once, those
+        up.
+        """
+        return sum(
+            engine.endpoint.max_batch or _NOMINAL_BATCH
+            for engine in self.engines.values()
+            if engine.up and engine.endpoint.role != "prefill"
+        )
 
     @property
     def paths_up(self) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from hexgen2.coordinator.admission import Admission
 from hexgen2.coordinator.fleet import Fleet
 from hexgen2.coordinator.kv_totals import KvTotals
 
@@ -21,7 +22,7 @@ _BY_GROUP = ("group", "role")
 class Metrics:
     """All of a coordinator's metrics, in a registry of its own so that several can live in one process."""
 
-    def __init__(self, fleet: Fleet) -> None:
+    def __init__(self, fleet: Fleet, admission: Admission) -> None:
         self.registry = CollectorRegistry()
         self.ttft = self._histogram(
             "time_to_first_token_seconds",
@@ -86,7 +87,7 @@ class Metrics:
         self.cancelled = Counter(
             "hexgen2:requests_cancelled", "Requests whose client went away", registry=self.registry
         )
-        self._fleet = FleetCollector(fleet)
+        self._fleet = FleetCollector(fleet, admission)
         self.registry.register(self._fleet)
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
@@ -101,8 +102,9 @@ class Metrics:
 class FleetCollector:
     """Gauges read from the live state when they are asked for."""
 
-    def __init__(self, fleet: Fleet) -> None:
+    def __init__(self, fleet: Fleet, admission: Admission) -> None:
         self._fleet = fleet
+        self._admission = admission
         self.kv: dict[str, KvTotals] = {}
 
     def collect(self) -> Iterator[Metric]:
@@ -113,6 +115,7 @@ class FleetCollector:
         for path in self._fleet.planned.paths:
             share.add_metric((path.prefill or "", path.target), path.share)
         yield share
+        yield GaugeMetricFamily("hexgen2:requests_queued", "Requests that wait", value=self._admission.waiting)
         yield from self._kv(self.kv.items())
 
     def _engines(self) -> Iterator[Metric]:

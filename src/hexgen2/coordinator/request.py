@@ -59,6 +59,12 @@ class ClientRequest:
     arrived: float = field(default_factory=time.perf_counter)
 
     @property
+    def priority(self) -> int:
+        """vLLM's: lower goes first."""
+        given = self.body.get("priority")
+        return given if isinstance(given, int) else 0
+
+    @property
     def chat(self) -> bool:
         return self.endpoint.endswith("/chat/completions")
 

@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 import errno
 import logging
+import math
 from collections.abc import AsyncIterator
 
 from aiohttp import web
 
+from hexgen2.coordinator.admission import Admission, AdmissionLimits
 from hexgen2.coordinator.app import Api
 from hexgen2.coordinator.auth import ApiKeys
 from hexgen2.coordinator.calls import EngineClient
@@ -35,7 +37,17 @@ class Coordinator:
     def __init__(self, config: CoordinatorConfig, api_keys: ApiKeys | None = None) -> None:
         self.config = config
         self.fleet = Fleet(config)
-        self.metrics = Metrics(self.fleet)
+        limits = config.limits
+        self.admission = Admission(
+            lambda: math.ceil(limits.capacity_factor * self.fleet.capacity()),
+            AdmissionLimits(
+                queue=limits.max_queue,
+                wait_s=limits.queue_wait_s,
+                per_key=limits.max_in_flight_per_key,
+                long_bytes=limits.long_prompt_bytes,
+            ),
+        )
+        self.metrics = Metrics(self.fleet, self.admission)
         self._client = EngineClient(self.fleet, config.timeouts)
         self._health = HealthWatch(config, self._client)
         self._keys = api_keys
@@ -65,7 +77,7 @@ class Coordinator:
             await self.stop()
 
     async def start(self, host: str, port: int) -> None:
-        self._api = Api(self.config, self._client, self.metrics, self._keys)
+        self._api = Api(self.config, self._client, self.metrics, self.admission, self._keys)
         await self._client.start()
         self._runner = web.AppRunner(
             self._api.application(), handler_cancellation=True, access_log=None, shutdown_timeout=1.0

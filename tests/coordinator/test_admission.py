@@ -1,0 +1,189 @@
+"""Overload: who does not get a place hears so at once, and nobody starves."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import pytest
+
+from hexgen2.coordinator import ApiKeys, Limits
+from hexgen2.coordinator.admission import Admission, AdmissionLimits
+from hexgen2.coordinator.errors import ApiError
+from hexgen2.emulator import EmulatorConfig, LinearTiming
+
+from .conftest import Stand, running, until
+
+SMALL, LARGE = 10, 10_000
+
+
+def admission(capacity: int = 1, **changes: Any) -> Admission:
+    limits = {"queue": 100, "wait_s": 5.0, "per_key": None, "long_bytes": 1000} | changes
+    return Admission(lambda: capacity, AdmissionLimits(**limits))  # type: ignore[arg-type]
+
+
+class Served:
+    """Requests against an admission, each holding its place until `release` is called."""
+
+    def __init__(self, door: Admission) -> None:
+        self.door = door
+        self.order: list[str] = []
+        self.gate = asyncio.Semaphore(0)
+        self.tasks: list[asyncio.Task[None]] = []
+
+    async def add(self, name: str, size: int = SMALL, priority: int = 0, key: str = "") -> None:
+        async def hold() -> None:
+            async with self.door.admitted(key, size, priority):
+                self.order.append(name)
+                await self.gate.acquire()
+
+        self.tasks.append(asyncio.create_task(hold()))
+        await asyncio.sleep(0)
+
+    async def finish(self) -> list[str]:
+        for _ in self.tasks:
+            self.gate.release()
+            await asyncio.sleep(0.001)
+        await asyncio.gather(*self.tasks)
+        return self.order
+
+
+async def test_in_order_of_arrival() -> None:
+    served = Served(admission(2))
+    for name in "abcdef":
+        await served.add(name)
+    assert (served.order, served.door.running, served.door.waiting) == (["a", "b"], 2, 4)
+    assert await served.finish() == list("abcdef")
+    assert (served.door.running, served.door.waiting) == (0, 0)
+
+
+async def test_lower_priority_numbers_go_first() -> None:
+    served = Served(admission())
+    for name, priority in (("first", 0), ("late", 5), ("mid", 0), ("soon", -1), ("mid2", 0)):
+        await served.add(name, priority=priority)
+    assert await served.finish() == ["first", "soon", "mid", "mid2", "late"]
+
+
+async def test_long_and_short_prompts_do_not_starve_each_other() -> None:
+    served = Served(admission())
+    await served.add("first")  # holds the only place
+    for number in range(4):
+        await served.add(f"L{number}", LARGE)
+    for number in range(9):
+        await served.add(f"s{number}")
+    order = await served.finish()
+    assert order[1:] == ["s0", "s1", "s2", "L0", "s3", "s4", "s5", "L1", "s6", "s7", "s8", "L2", "L3"]
+
+
+async def test_a_full_queue_refuses_at_once() -> None:
+    served = Served(admission(1, queue=2))
+    for name in "abc":
+        await served.add(name)
+    with pytest.raises(ApiError) as refused:
+        served.door.refuse_early("")
+    assert (refused.value.status, refused.value.code) == (429, "rate_limit_exceeded")
+    assert refused.value.retry_after_s is not None
+    await served.finish()
+    served.door.refuse_early("")
+
+
+async def test_waiting_is_bounded() -> None:
+    served = Served(admission(1, wait_s=0.05))
+    await served.add("a")
+    with pytest.raises(ApiError):
+        async with served.door.admitted("", SMALL, 0):
+            pass
+    assert served.door.waiting == 0
+    await served.finish()
+
+
+async def test_a_client_that_leaves_the_queue_leaves_no_trace() -> None:
+    served = Served(admission(1))
+    for name in "abc":
+        await served.add(name)
+    served.tasks[1].cancel()
+    await asyncio.sleep(0)
+    assert served.door.waiting == 1
+    # Leaving at the very moment at which the place is given must not lose the place.
+    served.gate.release()
+    served.tasks[2].cancel()
+    await asyncio.gather(*served.tasks, return_exceptions=True)
+    assert (served.door.running, served.door.waiting) == (0, 0)
+
+
+@pytest.mark.parametrize("seed", range(20))
+async def test_random_arrivals_and_departures_keep_count(seed: int) -> None:
+    import random
+
+    dice = random.Random(seed)
+    door = admission(3, queue=8, wait_s=0.02)
+    peak = 0
+
+    async def one() -> None:
+        nonlocal peak
+        async with door.admitted("", dice.choice((SMALL, LARGE)), dice.randrange(3)):
+            peak = max(peak, door.running)
+            await asyncio.sleep(dice.random() * 0.01)
+
+    tasks = []
+    for _ in range(60):
+        tasks.append(asyncio.create_task(one()))
+        await asyncio.sleep(dice.random() * 0.002)
+        if dice.random() < 0.3:
+            dice.choice(tasks).cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert (door.running, door.waiting) == (0, 0)
+    assert peak <= 3
+
+
+async def test_per_key_limits() -> None:
+    limits = Limits(max_in_flight_per_key=1)
+    slow = EmulatorConfig(timing=LinearTiming(step_base_s=0.01))
+    async with running({"c0": 1.0}, emulator=slow, limits=limits, keys=ApiKeys(["one", "two"])) as stand:
+        long = {"prompt": "a", "max_tokens": 1000}
+        task = asyncio.create_task(stand.post("/v1/completions", long, Authorization="Bearer one"))
+        await until(lambda: stand.engines["c0"].core.running)
+        short = {"prompt": "a", "max_tokens": 1}
+        status, body, headers = await stand.post("/v1/completions", short, Authorization="Bearer one")
+        assert (status, body["error"]["type"]) == (429, "rate_limit_error")
+        assert int(headers["Retry-After"]) >= 1
+        assert (await stand.post("/v1/completions", short, Authorization="Bearer two"))[0] == 200
+        task.cancel()
+
+
+async def flood(stand: Stand, count: int) -> tuple[list[float], list[float], int]:
+    """(seconds to each refusal, seconds of each answer, other outcomes)."""
+    refused, served, other = [], [], 0
+
+    async def one() -> None:
+        nonlocal other
+        began = time.monotonic()
+        status, _, headers = await stand.post("/v1/completions", {"prompt": "a", "max_tokens": 20})
+        took = time.monotonic() - began
+        if status == 200:
+            served.append(took)
+        elif status == 429 and "Retry-After" in headers:
+            refused.append(took)
+        else:
+            other += 1
+
+    await asyncio.gather(*(one() for _ in range(count)))
+    return refused, served, other
+
+
+async def test_overload_refuses_the_excess_and_serves_the_rest() -> None:
+    """Ten times what fits: the accepted ones run as fast as without the flood, the others hear 429 at once."""
+    slow = EmulatorConfig(timing=LinearTiming(step_base_s=0.02))
+    limits = Limits(max_queue=32, capacity_factor=0.5)  # 32 at once on an engine with 64 slots
+    async with running({"c0": 1.0}, emulator=slow, limits=limits) as stand:
+        refused, served, other = await flood(stand, 640)
+        assert other == 0
+        assert len(refused) + len(served) == 640
+        assert 64 <= len(served) <= 200
+        assert len(stand.engines["c0"].core.running) == 0
+        assert stand.coordinator.admission.waiting == 0
+        refused, served, other = await flood(stand, 30)
+        assert (len(refused), len(served), other) == (0, 30, 0)
+        assert await stand.metric("hexgen2:requests_total", status="429") > 400
+        assert await stand.metric("hexgen2:requests_queued") == 0
