@@ -17,6 +17,7 @@ import pytest
 
 from hexgen2.coordinator.config import CoordinatorConfig, EngineEndpoint
 from hexgen2.deploy import Deployment, EngineFailed, LocalLauncher, ProcessSpec, Progress, free_ports
+from hexgen2.deploy.local import GRACE_S
 from hexgen2.specs import InputError
 
 FAKE = Path(__file__).with_name("fake_engine.py")
@@ -54,7 +55,7 @@ class Family:
         return not self.alive()
 
     def wait_for(self, count: int) -> None:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 30
         while len(self.pids()) < count:
             assert time.monotonic() < deadline, f"only {self.pids()} have started"
             time.sleep(0.05)
@@ -100,10 +101,10 @@ async def test_engines_become_ready_with_progress_and_leave(tmp_path: Path, fami
     events: list[Progress] = []
     async with LocalLauncher(tmp_path / "run") as launcher:
         await launcher.start(deployment(family, "slow", "family"))
-        await launcher.wait_ready(20, events.append)
+        await launcher.wait_ready(60, events.append)
         assert len(family.alive()) == 4
         begun = time.monotonic()
-    assert time.monotonic() - begun < 5, "engines that heed SIGTERM need no grace time"
+    assert time.monotonic() - begun < GRACE_S, "engines that heed SIGTERM need no grace time"
     assert not family.alive()
     assert [(event.process, event.ready, event.ready_count, event.total) for event in events] == [
         ("e1", True, 1, 2),
@@ -119,7 +120,7 @@ async def test_a_death_at_start_up_is_told_with_its_cause(tmp_path: Path, family
     async with LocalLauncher(tmp_path / "run") as launcher:
         await launcher.start(deployment(family, "family", "dies"))
         with pytest.raises(EngineFailed) as caught:
-            await launcher.wait_ready(20)
+            await launcher.wait_ready(60)
     assert caught.value.process == "e1"
     assert caught.value.cause == ("ValueError: no such model",)
     assert "exit code 3" in str(caught.value)
@@ -131,7 +132,7 @@ async def test_a_rank_without_a_server_that_dies_is_told_too(tmp_path: Path, fam
     async with LocalLauncher(tmp_path / "run") as launcher:
         await launcher.start(deployment(family, "silent", "!dies"))
         with pytest.raises(EngineFailed, match="engine e1"):
-            await launcher.wait_ready(20)
+            await launcher.wait_ready(60)
 
 
 async def test_an_engine_that_is_never_ready_is_told(tmp_path: Path, family: Family) -> None:
@@ -145,7 +146,7 @@ async def test_an_engine_that_is_never_ready_is_told(tmp_path: Path, family: Fam
 async def test_a_later_death_is_seen_and_its_orphans_die(tmp_path: Path, family: Family) -> None:
     async with LocalLauncher(tmp_path / "run") as launcher:
         await launcher.start(deployment(family, "family", "dies-later"))
-        await launcher.wait_ready(20)
+        await launcher.wait_ready(60)
         gone = await asyncio.wait_for(launcher.watch(), 20)
         assert (gone.process, gone.exit_code) == ("e1", 128 + signal.SIGSEGV)
         assert "killed by signal 11" in str(EngineFailed.exited(gone))
@@ -156,10 +157,10 @@ async def test_a_later_death_is_seen_and_its_orphans_die(tmp_path: Path, family:
 async def test_stubborn_engines_are_killed_within_the_bound(tmp_path: Path, family: Family) -> None:
     async with LocalLauncher(tmp_path / "run", grace_s=0.5) as launcher:
         await launcher.start(deployment(family, "stubborn"))
-        await launcher.wait_ready(20)
+        await launcher.wait_ready(60)
         family.wait_for(5)
         begun = time.monotonic()
-    assert 0.5 <= time.monotonic() - begun < 5
+    assert 0.5 <= time.monotonic() - begun < GRACE_S
     assert not family.alive()
 
 
@@ -167,7 +168,7 @@ async def test_an_exception_and_a_cancellation_leave_nothing(tmp_path: Path, fam
     async def serve() -> None:
         async with LocalLauncher(tmp_path / "run") as launcher:
             await launcher.start(deployment(family, "family"))
-            await launcher.wait_ready(20)
+            await launcher.wait_ready(60)
             await launcher.watch()
 
     task = asyncio.create_task(serve())
@@ -198,7 +199,7 @@ def test_nothing_outlives_the_launcher(tmp_path: Path, family: Family, how: sign
             async with LocalLauncher(Path({str(tmp_path / "run")!r}), grace_s=0.5) as launcher:
                 text = Path({str(tmp_path / "deployment.json")!r}).read_text()
                 await launcher.start(Deployment.model_validate_json(text))
-                await launcher.wait_ready(20)
+                await launcher.wait_ready(60)
                 print("ready", flush=True)
                 await launcher.watch()
 
@@ -213,8 +214,8 @@ def test_nothing_outlives_the_launcher(tmp_path: Path, family: Family, how: sign
         family.wait_for(8)
         assert len(family.alive()) == 8
         holder.send_signal(how)
-        holder.wait(10)
-        assert family.gone_within(8), f"left: {family.alive()}"
+        holder.wait(20)
+        assert family.gone_within(15), f"left: {family.alive()}"
 
 
 def test_what_only_the_kernel_can_end_when_the_guard_is_killed(family: Family) -> None:
