@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from hexgen2.deploy import Deployment, EngineOptions, compile_plan, counted_ports
+from hexgen2.deploy import Address, Deployment, EngineOptions, compile_plan, counted_ports
 from hexgen2.specs import InputError, Plan, Stage
 
 from .builders import MODEL, cluster, compiled, flag, group, numbered, plan
@@ -50,6 +50,7 @@ def test_a_pair_on_one_node() -> None:
     assert flag(prefill, "--port") == str(prefill.ports["http"])
     assert prefill.readiness_url == f"http://127.0.0.1:{prefill.ports['http']}/health"
     assert (prefill.env["CUDA_VISIBLE_DEVICES"], decode.env["CUDA_VISIBLE_DEVICES"]) == ("0", "1")
+    assert prefill.env["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
     assert prefill.env["VLLM_NIXL_SIDE_CHANNEL_HOST"] == "127.0.0.1"
     assert prefill.env["VLLM_NIXL_SIDE_CHANNEL_PORT"] == str(prefill.ports["kv"])
     assert prefill.env["HEXGEN2_VLLM_TUNING"] == "parent-death"
@@ -263,6 +264,65 @@ def test_a_group_that_spans_nodes() -> None:
     assert flag(deployment.group("d0")[0], "--host") == "10.0.0.3"
     # Both processes are one engine to NIXL.
     assert flag(head, "--kv-transfer-config") == flag(second, "--kv-transfer-config")
+
+
+def test_engines_that_others_may_restart_draw_their_own_identity() -> None:
+    """But the processes of one group must share one."""
+    nodes = [{"name": name, "gpu": H100, "count": 1, "host": f"10.0.0.{i}"} for i, name in enumerate("abc", 1)]
+    deployment = compiled(
+        plan(
+            cluster(*nodes),
+            [group("p0", "prefill", (["a/0"], 3), (["b/0"], 5)), group("d0", "decode", (["c/0"], 8))],
+            ("p0", "d0", 1.0),
+        ),
+        EngineOptions(run_id=None, python="python"),
+    )
+    assert "engine_id" not in kv_config(deployment, "d0")
+    assert kv_config(deployment, "p0")["engine_id"] == "p0"
+    assert len({flag(process, "--kv-transfer-config") for process in deployment.group("p0")}) == 1
+
+
+class Pods:
+    """A site as a container platform has it: names outside, addresses and devices of its own inside."""
+
+    def address(self, group: str, rank: int, node: str) -> Address:
+        return Address(reach=f"svc-{group}-{rank}-{node}", listen="0.0.0.0", own="OWN")
+
+    def devices(self, gpus: tuple[str, ...]) -> tuple[int, ...]:
+        return tuple(range(len(gpus)))
+
+    def node_rank(self, rank: int) -> str:
+        return f"RANK{rank}"
+
+
+def test_a_site_gives_addresses_devices_and_ranks() -> None:
+    """Nodes need no host then: nothing asks for it."""
+    deployment = compile_plan(
+        plan(
+            cluster(("a", H100, 3), ("b", H100, 2)),
+            [
+                group("p0", "prefill", (["a/0", "a/1"], 3), (["b/0", "b/1"], 5)),
+                group("d0", "decode", (["a/2"], 8)),
+            ],
+            ("p0", "d0", 1.0),
+        ),
+        MODEL,
+        counted_ports(8000),
+        EngineOptions(run_id="run", python="python"),
+        site=Pods(),
+    )
+    head, second = deployment.group("p0")
+    (decode,) = deployment.group("d0")
+    assert flag(head, "--host") == "0.0.0.0"
+    assert (head.env["VLLM_HOST_IP"], second.env["VLLM_HOST_IP"]) == ("OWN", "OWN")
+    assert {flag(process, "--master-addr") for process in (head, second)} == {"svc-p0-0-a"}
+    assert [flag(process, "--node-rank") for process in (head, second)] == ["RANK0", "RANK1"]
+    # A rank binds its own address and calls its head by name.
+    assert head.env["VLLM_NIXL_SIDE_CHANNEL_HOST"] == "OWN"
+    assert second.env["VLLM_NIXL_SIDE_CHANNEL_HOST"] == "svc-p0-0-a"
+    assert decode.env["CUDA_VISIBLE_DEVICES"] == "0"
+    assert deployment.coordinator.engine("d0").url == "http://svc-d0-0-a:8000"
+    assert head.readiness_url == "http://svc-p0-0-a:8000/health"
 
 
 def test_a_stage_each_where_nodes_hold_unequal_parts() -> None:

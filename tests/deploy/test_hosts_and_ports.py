@@ -58,6 +58,11 @@ def test_devices_are_numbered_over_the_nodes_of_an_address() -> None:
     assert numbers == {"a/0": 0, "a/1": 1, "b/0": 0, "b/1": 1, "c/0": 2}
 
 
+def test_a_node_that_is_not_served_still_has_its_devices() -> None:
+    nodes = [{"name": name, "gpu": "L4", "count": 2, "host": "127.0.0.1"} for name in "ab"]
+    assert device_numbers(cluster(*nodes), {"b": "127.0.0.1"}) == {"b/0": 2, "b/1": 3}
+
+
 def test_free_ports_are_free_distinct_and_not_ephemeral(taken: int) -> None:
     port_on = free_ports()
     ports = [port_on("127.0.0.1") for _ in range(50)]

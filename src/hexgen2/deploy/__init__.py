@@ -6,12 +6,15 @@ from hexgen2.deploy.launcher import EngineFailed, Launcher, ProcessExit, Progres
 from hexgen2.deploy.local import LocalLauncher
 from hexgen2.deploy.options import EngineOptions
 from hexgen2.deploy.ports import PortSource, counted_ports, free_ports, require_free
+from hexgen2.deploy.site import Address, HostSite, Site
 from hexgen2.deploy.spec import Deployment, ProcessSpec
 
 __all__ = [
+    "Address",
     "Deployment",
     "EngineFailed",
     "EngineOptions",
+    "HostSite",
     "Launcher",
     "LocalLauncher",
     "PortSource",
@@ -19,6 +22,7 @@ __all__ = [
     "ProcessSpec",
     "Progress",
     "ProgressCallback",
+    "Site",
     "check_engine",
     "compile_plan",
     "counted_ports",

@@ -8,10 +8,10 @@ from pathlib import Path
 from hexgen2.coordinator.config import CoordinatorConfig, EngineEndpoint, RouteShare
 from hexgen2.deploy import kv_transfer, numerics
 from hexgen2.deploy.engine import UNSET, EngineContext, Seat, arguments, environment
-from hexgen2.deploy.hosts import device_numbers, serving_hosts
 from hexgen2.deploy.options import EngineOptions
 from hexgen2.deploy.ports import PortSource
 from hexgen2.deploy.ranks import node_of, processes_of
+from hexgen2.deploy.site import HostSite, Site
 from hexgen2.deploy.spec import Deployment, ProcessSpec
 from hexgen2.specs.errors import InputError
 from hexgen2.specs.model import Model
@@ -19,14 +19,19 @@ from hexgen2.specs.plan import Group, Plan
 
 
 def compile_plan(
-    plan: Plan, model: Model, ports: PortSource, options: EngineOptions | None = None, source: str = "plan"
+    plan: Plan,
+    model: Model,
+    ports: PortSource,
+    options: EngineOptions | None = None,
+    source: str = "plan",
+    site: Site | None = None,
 ) -> Deployment:
     """Compile a plan for vLLM. Pure but for ``ports``, which is asked for every port that a process listens
     on.
 
     ``model`` is what ``plan.model`` names, with the ``location`` that the engines load; ``source`` is what
-    errors call the plan. Raises InputError where vLLM cannot run the plan, or nodes have no address to serve
-    at.
+    errors call the plan; ``site`` is where the processes run, the nodes' hosts by default. Raises InputError
+    where vLLM cannot run the plan, or nodes have no address to serve at.
     """
     options = options or EngineOptions()
     if not plan.groups:
@@ -34,7 +39,7 @@ def compile_plan(
     if not model.location:
         raise InputError(source, "model", f"there are no weights for {plan.model!r}", "give a model directory")
     _check_layers(plan, model, source)
-    hosts = serving_hosts(plan.cluster, {node_of(gpu) for group in plan.groups for gpu in group.gpus})
+    site = site or HostSite(plan.cluster, used_nodes(plan))
     transfer = kv_transfer.choose(plan, options, source)
     context = EngineContext(
         plan=plan,
@@ -45,32 +50,33 @@ def compile_plan(
         options=options,
         source=source,
     )
-    devices = device_numbers(plan.cluster, hosts)
-    processes = tuple(
-        process for group in plan.groups for process in _processes(context, group, hosts, devices, ports)
-    )
+    processes = tuple(process for group in plan.groups for process in _processes(context, group, site, ports))
     notes = () if transfer is None else (f"KV caches: NIXL {transfer.mode}, since {transfer.reason}",)
     return Deployment(processes=processes, coordinator=_coordinator(context, processes), notes=notes)
 
 
-def _processes(
-    context: EngineContext, group: Group, hosts: dict[str, str], devices: dict[str, int], ports: PortSource
-) -> list[ProcessSpec]:
+def used_nodes(plan: Plan) -> set[str]:
+    """The nodes that the plan's groups run on."""
+    return {node_of(gpu) for group in plan.groups for gpu in group.gpus}
+
+
+def _processes(context: EngineContext, group: Group, site: Site, ports: PortSource) -> list[ProcessSpec]:
     shares = processes_of(group, context.source)
-    head = hosts[shares[0].node]
-    http = ports(head)
-    master = ports(head) if len(shares) > 1 else None
+    head = site.address(group.id, 0, shares[0].node)
+    http = ports(head.reach)
+    master = ports(head.reach) if len(shares) > 1 else None
     transfers = context.transfer is not None and group.role != "colocated"
-    side_channel = ports(head) if transfers else None
+    side_channel = ports(head.reach) if transfers else None
     specs = []
     for rank, share in enumerate(shares):
         seat = Seat(
             share=share,
             rank=rank,
+            node_rank=site.node_rank(rank),
             count=len(shares),
-            host=hosts[share.node],
-            head_host=head,
-            devices=tuple(devices[gpu] for gpu in share.gpus),
+            address=site.address(group.id, rank, share.node),
+            head=head,
+            devices=site.devices(share.gpus),
             http_port=http,
             master_port=master,
             side_channel_port=side_channel,
@@ -84,13 +90,13 @@ def _processes(
                 role=group.role,
                 rank=rank,
                 node=share.node,
-                host=seat.host,
+                host=seat.address.reach,
                 argv=arguments(context, group, seat),
                 env=environment(context, group, seat),
                 unset=UNSET,
                 gpus=share.gpus,
                 ports={purpose: port for purpose, port in listens.items() if port is not None},
-                readiness_url=f"{_url(head, http)}/health" if rank == 0 else None,
+                readiness_url=f"{_url(head.reach, http)}/health" if rank == 0 else None,
                 log_name=f"{name}.log",
             )
         )

@@ -11,6 +11,7 @@ from hexgen2.deploy.kv_transfer import Transfer
 from hexgen2.deploy.numerics import Numerics
 from hexgen2.deploy.options import EngineOptions
 from hexgen2.deploy.ranks import Share
+from hexgen2.deploy.site import Address
 from hexgen2.specs.model import Model
 from hexgen2.specs.plan import Group, Plan
 
@@ -51,9 +52,10 @@ class Seat:
 
     share: Share
     rank: int
+    node_rank: str
     count: int
-    host: str
-    head_host: str
+    address: Address
+    head: Address
     devices: tuple[int, ...]
     http_port: int
     master_port: int | None
@@ -69,7 +71,7 @@ def arguments(context: EngineContext, group: Group, seat: Seat) -> tuple[str, ..
         *("-m", SERVER if head else HEADLESS),
         *("--model", context.model.location),
         *("--served-model-name", *context.served_names),
-        *(("--host", seat.host, "--port", str(seat.http_port)) if head else ("--headless",)),
+        *(("--host", seat.address.listen, "--port", str(seat.http_port)) if head else ("--headless",)),
         *("--tensor-parallel-size", str(stages[0].tp)),
         *("--pipeline-parallel-size", str(len(stages))),
         *_spanning(seat),
@@ -77,7 +79,7 @@ def arguments(context: EngineContext, group: Group, seat: Seat) -> tuple[str, ..
         *("--max-num-seqs", str(group.max_batch)),
         *("--max-num-batched-tokens", str(max(options.token_budget, group.max_batch))),
         *_memory(context, group),
-        *_transfer(context, group),
+        *_transfer(context, group, seat),
         "--disable-uvicorn-access-log",
         *options.extra_arguments,
     )
@@ -87,7 +89,7 @@ def environment(context: EngineContext, group: Group, seat: Seat) -> dict[str, s
     """The variables that a process needs beyond those of its launcher."""
     vendor = context.numerics.vendor
     env = {
-        "VLLM_HOST_IP": seat.host,
+        "VLLM_HOST_IP": seat.address.own,
         "VLLM_NO_USAGE_STATS": "1",
         "HEXGEN2_VLLM_TUNING": "cpu" if vendor == "cpu" else "parent-death",
     }
@@ -95,6 +97,9 @@ def environment(context: EngineContext, group: Group, seat: Seat) -> dict[str, s
         env["HF_HUB_OFFLINE"] = "1"  # the model is a directory: nothing may wait for a hub
     if vendor in VISIBLE_DEVICES:
         env[VISIBLE_DEVICES[vendor]] = ",".join(str(device) for device in seat.devices)
+    if vendor == "nvidia":
+        # CUDA's own order puts the fastest first, which on a host of unlike GPUs is not the cluster file's.
+        env["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
     if vendor == "cpu":
         env |= {
             "OMP_NUM_THREADS": "1",
@@ -105,7 +110,7 @@ def environment(context: EngineContext, group: Group, seat: Seat) -> dict[str, s
     if len(group.stages) > 1:
         env["VLLM_PP_LAYER_PARTITION"] = ",".join(str(stage.layers) for stage in group.stages)
     if seat.side_channel_port is not None:
-        env["VLLM_NIXL_SIDE_CHANNEL_HOST"] = seat.head_host
+        env["VLLM_NIXL_SIDE_CHANNEL_HOST"] = seat.head.own if seat.rank == 0 else seat.head.reach
         env["VLLM_NIXL_SIDE_CHANNEL_PORT"] = str(seat.side_channel_port)
     return env
 
@@ -116,8 +121,8 @@ def _spanning(seat: Seat) -> Sequence[str]:
         return ()
     return (
         *("--nnodes", str(seat.count)),
-        *("--node-rank", str(seat.rank)),
-        *("--master-addr", seat.head_host),
+        *("--node-rank", seat.node_rank),
+        *("--master-addr", seat.head.reach),
         *("--master-port", str(seat.master_port)),
     )
 
@@ -142,8 +147,8 @@ def _memory(context: EngineContext, group: Group) -> Sequence[str]:
     )
 
 
-def _transfer(context: EngineContext, group: Group) -> Sequence[str]:
+def _transfer(context: EngineContext, group: Group, seat: Seat) -> Sequence[str]:
     """The KV connector of a prefill or decode group; a colocated one has none."""
     if context.transfer is None or group.role == "colocated":
         return ()
-    return ("--kv-transfer-config", context.transfer.config(group, context.options))
+    return ("--kv-transfer-config", context.transfer.config(group, context.options, seat.count))

@@ -60,13 +60,14 @@ def device_numbers(cluster: Cluster, hosts: Mapping[str, str]) -> dict[str, int]
     """The number that each GPU of the served nodes has on its host.
 
     Nodes that share an address share its devices, in the order of the cluster file: with `a` and `b` of two
-    GPUs each on one host, `b/0` is device 2.
+    GPUs each on one host, `b/0` is device 2, whether `a` is served or not.
     """
     numbers: dict[str, int] = {}
-    taken: dict[str, int] = {}
+    taken: dict[str | None, int] = {}
     for gpu in cluster.gpus:
-        name = cluster.nodes[gpu.node].name
-        if name in hosts:
-            numbers[gpu.id] = taken.get(hosts[name], 0)
-            taken[hosts[name]] = numbers[gpu.id] + 1
+        node = cluster.nodes[gpu.node]
+        host = hosts.get(node.name, node.host)
+        if node.name in hosts:
+            numbers[gpu.id] = taken.get(host, 0)
+        taken[host] = taken.get(host, 0) + 1
     return numbers

@@ -31,16 +31,14 @@ class Transfer:
     mode: Literal["pull", "push"]
     reason: str
 
-    def config(self, group: Group, options: EngineOptions) -> str:
-        """vLLM's `--kv-transfer-config` for a prefill or decode group."""
-        return json.dumps(
-            {
-                "kv_connector": CONNECTORS[self.mode],
-                "kv_role": KV_ROLES[group.role],
-                "engine_id": f"{group.id}-{options.run_id}",
-                "kv_load_failure_policy": options.load_failure_policy,
-            }
-        )
+    def config(self, group: Group, options: EngineOptions, processes: int) -> str:
+        """vLLM's `--kv-transfer-config` for a prefill or decode group of that many processes."""
+        config = {"kv_connector": CONNECTORS[self.mode], "kv_role": KV_ROLES[group.role]}
+        if options.run_id is not None:
+            config["engine_id"] = f"{group.id}-{options.run_id}"
+        elif processes > 1:
+            config["engine_id"] = group.id  # its processes must be one engine to NIXL
+        return json.dumps({**config, "kv_load_failure_policy": options.load_failure_policy})
 
 
 def choose(plan: Plan, options: EngineOptions, source: str) -> Transfer | None:

@@ -43,7 +43,9 @@ class EngineOptions(Spec):
     or not. 32,768 tokens of the shipped model fit in the default."""
 
     python: str = Field(default_factory=lambda: sys.executable)
-    run_id: str = Field(default_factory=lambda: secrets.token_hex(4))
+    run_id: str | None = Field(default_factory=lambda: secrets.token_hex(4))
     """Part of every engine's NIXL identity. Engines remember the memory layout of the engines they have met
-    by that identity, so an engine that is started again must have another one."""
+    by that identity, so an engine that is started again must have another one. None, where something else
+    than HexGen-2 may start engines again: vLLM draws a fresh identity at each start (not in a group of several
+    processes, which must share one and then keep it)."""
     extra_arguments: tuple[str, ...] = Field(default=(), description="passed to every engine as they are")
