@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import logging
 import signal
 import sys
 from pathlib import Path
 
+from hexgen2.coordinator import logs
 from hexgen2.coordinator.auth import ApiKeys
 from hexgen2.coordinator.config import CoordinatorConfig
 from hexgen2.coordinator.service import Coordinator
@@ -38,10 +38,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--api-key-file", type=Path, help="one key a line; without it everyone may ask")
     parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
+    parser.add_argument("--log-json", action="store_true", help="logs as JSON lines")
     arguments = parser.parse_args(argv)
-    logging.basicConfig(
-        level=arguments.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    logs.configure(arguments.log_level, arguments.log_json)
     try:
         config = CoordinatorConfig.load(arguments.config)
         keys = ApiKeys.from_file(arguments.api_key_file) if arguments.api_key_file else None

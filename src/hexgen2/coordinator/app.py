@@ -19,6 +19,7 @@ from hexgen2.coordinator.calls import EngineClient
 from hexgen2.coordinator.config import CoordinatorConfig
 from hexgen2.coordinator.errors import ApiError
 from hexgen2.coordinator.kv_totals import kv_transfer_totals
+from hexgen2.coordinator.logs import current_request
 from hexgen2.coordinator.metrics import Metrics
 from hexgen2.coordinator.proxy import Proxy
 from hexgen2.coordinator.request import REQUEST_ID, parse_request, request_id
@@ -124,6 +125,7 @@ class Api:
             raise errors.shutting_down()
         self._enter()
         status, id_ = "cancelled", request_id(http.headers)
+        marked = current_request.set(id_)
         try:
             key = self._key(http) or ""
             self.admission.refuse_early(key)
@@ -150,6 +152,7 @@ class Api:
         finally:
             self.metrics.requests.labels(http.path, status).inc()
             self._leave()
+            current_request.reset(marked)
 
     def _enter(self) -> None:
         self._in_flight += 1

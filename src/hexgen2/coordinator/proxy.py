@@ -80,7 +80,7 @@ class Proxy:
             raise no_path() from failure
         exchange.retries += 1
         self._metrics.retries.inc()
-        log.info("request %s: %s; trying %s", exchange.request.id, failure, path)
+        log.info("%s; trying %s", failure, path)
         return path
 
     async def _migrate(self, exchange: Exchange) -> Path | str:
@@ -97,7 +97,7 @@ class Proxy:
         exchange.migrations += 1
         self._metrics.migrations.inc()
         done = len(exchange.journal.token_ids)
-        log.info("request %s: goes on at %s after %d tokens", exchange.request.id, path, done)
+        log.info("the stream goes on at %s after %d tokens", path, done)
         return path
 
     async def _finish(self, exchange: Exchange) -> web.StreamResponse:
@@ -117,7 +117,7 @@ class Proxy:
         """End a stream that has begun with an error event: `[DONE]` would say that it is whole."""
         assert exchange.response is not None
         self._metrics.broken.labels(reason).inc()
-        log.warning("request %s: stream broken off (%s): %s", exchange.request.id, reason, failure)
+        log.warning("the stream is broken off (%s): %s", reason, failure)
         await exchange.response.write(failure.as_api_error().event())
         await exchange.response.write_eof()
         return exchange.response
