@@ -24,8 +24,11 @@ class Engine:
     """First come, first served; running sequences before new prompts, as vLLM schedules them.
 
     ``fetch`` starts the KV transfer of a sequence that has got its blocks; `arrived` is called when it is
-    there. Whoever must make room when blocks run out is the sequence that joined last; its tokens are
-    computed again.
+    there. When blocks run out, the sequence that joined last makes room; its tokens are computed again.
+
+    ``hold_back``: sequences whose KV cache is on its way or waits for a place count among ``max_batch``, as if
+    whoever sends them kept to it. Without, they count only when they run, as in vLLM itself: with many waiting,
+    caches then fill the memory before there is a place for them, and running sequences are preempted.
     """
 
     def __init__(
@@ -36,6 +39,8 @@ class Engine:
         max_batch: int,
         done: Callable[[Sequence], None],
         fetch: Callable[[Sequence], None] | None = None,
+        *,
+        hold_back: bool = True,
     ) -> None:
         self._events = events
         self._costs = compiled.costs
@@ -44,15 +49,17 @@ class Engine:
         self._budget = settings.token_budget * len(compiled.costs)
         self._done = done
         self._fetch = fetch
+        self._hold_back = hold_back
         self.max_tokens = compiled.max_tokens
         self.blocks = Blocks(compiled.max_tokens // settings.block_size, settings.block_size)
         self._waiting: deque[Sequence] = deque()
         self._prefilling: deque[Sequence] = deque()
-        self._ready: list[Sequence] = []
+        self._ready: deque[Sequence] = deque()
         self._without_token: list[Sequence] = []
         self._running: dict[int, Sequence] = {}
         self._ends: list[tuple[int, int, Sequence]] = []
         self._fetching = 0
+        self._starting = False
         self._context = 0
         # The run of steps under way: its start, its steps, and the seconds of its first step and their growth.
         self._steps = 0
@@ -86,10 +93,18 @@ class Engine:
             self._catch_up()
         self._admit()
         if not self._steps:
-            self._go_on()
+            if not self._starting:
+                # After all else that happens at this instant, so that what comes together runs together.
+                self._starting = True
+                self._events.at(self._events.now, self._start_idle)
         elif self._steps > 1:
             joining = self._ready or self._prefilling
             self._cut_to(1 if joining else self.blocks.steps_left(self._steps))
+
+    def _start_idle(self, _: None) -> None:
+        self._starting = False
+        if not self._steps:
+            self._go_on()
 
     def _admit(self) -> None:
         """Give blocks to waiting requests in their order, as long as there are blocks and places."""
@@ -110,15 +125,17 @@ class Engine:
                 self._fetch(head)
 
     def _places(self) -> int:
-        taken = len(self._running) + len(self._prefilling) + len(self._ready) + self._fetching
+        taken = len(self._running) + len(self._prefilling)
+        if self._hold_back:
+            taken += len(self._ready) + self._fetching
         return self._max_batch - taken
 
     def _go_on(self) -> None:
         """Between two runs: let in what is ready, begin the next run."""
         self._admit()
-        for sequence in self._ready:
-            self._join(sequence, sequence.inputs)
-        self._ready.clear()
+        while self._ready and len(self._running) + len(self._prefilling) < self._max_batch:
+            head = self._ready.popleft()
+            self._join(head, head.inputs)
         while self._running and self.blocks.steps_left(1) == 0:
             self._preempt()
         if self._prefilling:
@@ -171,7 +188,7 @@ class Engine:
         """One step in which prompts (or parts of them) run along with the decoding sequences."""
         batch = len(self._running)
         room = max(1, self._budget - batch)
-        tokens, squares, whole = 0, 0, 0
+        tokens, squares = 0, 0
         for sequence in self._prefilling:
             done = sequence.done_prompt
             chunk = min(sequence.pending - done, room - tokens)
@@ -180,10 +197,10 @@ class Engine:
             self._chunks.append((sequence, chunk))
             tokens += chunk
             squares += (done + chunk) ** 2 - done**2
-            whole += done + chunk == sequence.pending
+        # A chunk that does not end its prompt has its last token multiplied with the LM head too, for nothing.
         sequences = batch + len(self._chunks)
         seconds = cycle_seconds(
-            self._costs, sequences, batch + tokens, float(squares), self._context + batch, batch + whole
+            self._costs, sequences, batch + tokens, float(squares), self._context + batch, sequences
         )
         self._begin(1, seconds, 0.0)
 
@@ -273,7 +290,9 @@ class Engine:
         sequence.generated += 1
         self.output_tokens += 1
         if sequence.first != sequence.first:
-            sequence.prefilled = sequence.first = now
+            sequence.first = now
+            if sequence.path is None or sequence.path.prefill is None:
+                sequence.prefilled = now
         if sequence.generated == sequence.outputs:
             self.blocks.release(sequence.blocks)
             ended.append(sequence)

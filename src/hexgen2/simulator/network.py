@@ -102,10 +102,11 @@ class Component:
         if version != self._version:
             return
         self._progress()
+        # Rounding may leave a little to be sent: with a slack in time the same event cannot come for ever.
+        slack = 1e-9 + 1e-12 * self._time
         ended: list[tuple[Callable[[Any], None], Any]] = []
         for route, queue in enumerate(self._queues):
-            # Rounding may leave a billionth of a token; without the slack the same event would come again.
-            while queue and queue[0][0] <= self._moved[route] + 1e-6:
+            while queue and queue[0][0] <= self._moved[route] + self._rates[route] * slack:
                 _, _, call, argument = heappop(queue)
                 self._counts[route] -= 1
                 ended.append((call, argument))

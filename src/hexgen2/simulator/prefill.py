@@ -1,12 +1,10 @@
-"""A prefill group: whole prompts in batches of at most the token budget, through a pipeline of stages."""
+"""A prefill group: prompts in batches of the token budget, through a pipeline of stages."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Any
 
-from hexgen2.cost.capacity import prefill_times
 from hexgen2.cost.memory import Settings
 from hexgen2.cost.replica import Compiled
 from hexgen2.simulator.events import Events
@@ -14,10 +12,11 @@ from hexgen2.simulator.sequence import Sequence
 
 
 class PrefillGroup:
-    """First come, first served. A prompt keeps its KV blocks until its cache has left (`release`).
+    """First come, first served; a prompt that the budget cuts goes on in the next batch, as in vLLM.
 
-    A batch begins when the first stage is free, the pipeline has fewer batches than stages, and blocks are
-    there; each stage takes it when the stage before has finished it and the batch before has left.
+    A batch begins when the first stage is free and the pipeline has fewer batches than stages; a stage takes it
+    when the stage before has finished it and the batch before has left. A prompt gets its KV blocks when it
+    begins and keeps them until its cache has left (`release`).
     """
 
     def __init__(
@@ -40,7 +39,7 @@ class PrefillGroup:
         self._stage_free = [0.0] * len(compiled.costs)
         self._batches = 0
         self._running = 0
-        self._called_for = -1.0
+        self._called = False
         self.requests = 0
         self.tokens = 0
         self.batches = 0
@@ -50,66 +49,70 @@ class PrefillGroup:
     def submit(self, sequence: Sequence) -> None:
         """A request has come."""
         self._queue.append(sequence)
-        self._begin()
+        self._begin_soon()
 
     def release(self, sequence: Sequence) -> None:
         """The KV cache of a finished prompt has been fetched."""
         self._free_blocks += self._needed(sequence)
-        self._begin()
+        self._begin_soon()
 
     def _needed(self, sequence: Sequence) -> int:
         return -(-sequence.inputs // self._settings.block_size)
 
-    def _begin(self, _: Any = None) -> None:
-        """Start a batch if the first stage is free for one."""
-        now = self._events.now
-        if not self._queue or self._batches >= len(self._costs):
+    def _begin_soon(self) -> None:
+        """Ask to be called when the first stage is free, at the earliest after all else of this instant."""
+        if self._queue and not self._called and self._batches < len(self._costs):
+            self._called = True
+            self._events.at(self._stage_free[0], self._begin)
+
+    def _begin(self, _: None) -> None:
+        """Start a batch, if there is room for one."""
+        self._called = False
+        tokens, squares, prompts, whole = self._next_batch()
+        if not tokens:
             return
-        if self._stage_free[0] > now:
-            if self._called_for != self._stage_free[0]:
-                self._called_for = self._stage_free[0]
-                self._events.at(self._called_for, self._begin)
-            return
-        batch, tokens = self._next_batch()
-        if not batch:
-            return
-        squares = float(sum(sequence.inputs**2 for sequence in batch))
-        chunks, times = prefill_times(self._costs, tokens, squares, len(batch), self._settings.token_budget)
-        end = now
-        for _chunk in range(chunks):
-            end = now
-            for stage, seconds in enumerate(times):
-                end = max(end, self._stage_free[stage]) + seconds
-                self._stage_free[stage] = end
+        end = self._events.now
+        times = [cost.seconds(tokens, squares, 0.0, prompts) for cost in self._costs]
+        for stage, seconds in enumerate(times):
+            end = max(end, self._stage_free[stage]) + seconds
+            self._stage_free[stage] = end
         self._batches += 1
-        self._running += len(batch)
         self.batches += 1
-        self.requests += len(batch)
+        self.requests += len(whole)
         self.tokens += tokens
-        self.busy_s += chunks * max(times)
-        self._events.at(end, self._end, batch)
-        self._begin()  # asks to be called when the first stage is free again
+        self.busy_s += max(times)
+        self._events.at(end, self._end, whole)
+        self._begin_soon()
 
-    def _next_batch(self) -> tuple[list[Sequence], int]:
-        """Prompts from the head of the queue, and their tokens; the first may exceed the budget alone."""
-        batch: list[Sequence] = []
-        tokens = 0
+    def _next_batch(self) -> tuple[int, float, int, list[Sequence]]:
+        """From the head of the queue, up to the budget: tokens, their part of Σs², prompts, those that end."""
+        tokens, squares, prompts = 0, 0, 0
+        whole: list[Sequence] = []
         budget = self._settings.token_budget
-        while self._queue and self._running + len(batch) < self._max_batch:
+        while self._queue and tokens < budget:
             head = self._queue[0]
-            needed = self._needed(head)
-            if needed > self._free_blocks or (batch and tokens + head.inputs > budget):
-                break
-            batch.append(self._queue.popleft())
-            tokens += head.inputs
-            self._free_blocks -= needed
+            done = head.done_prompt
+            if done == 0:
+                needed = self._needed(head)
+                if needed > self._free_blocks or self._running >= self._max_batch:
+                    break
+                self._free_blocks -= needed
+                self._running += 1
+            chunk = min(head.inputs - done, budget - tokens)
+            head.done_prompt += chunk
+            tokens += chunk
+            prompts += 1
+            squares += (done + chunk) ** 2 - done**2
+            if head.done_prompt == head.inputs:
+                whole.append(self._queue.popleft())
         self.peak_blocks = max(self.peak_blocks, self._blocks - self._free_blocks)
-        return batch, tokens
+        return tokens, float(squares), prompts, whole
 
-    def _end(self, batch: list[Sequence]) -> None:
+    def _end(self, whole: list[Sequence]) -> None:
+        """A batch has left the last stage."""
         self._batches -= 1
-        self._running -= len(batch)
-        for sequence in batch:
+        self._running -= len(whole)
+        for sequence in whole:
             sequence.prefilled = self._events.now
             self._done(sequence)
-        self._begin()
+        self._begin_soon()

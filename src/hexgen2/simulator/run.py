@@ -31,16 +31,18 @@ def simulate(
     *,
     slo: Slo | None = None,
     load_correction: float = 0.5,
+    hold_back: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> SimulationResult:
     """What becomes of these requests on this plan.
 
-    ``cost`` is the cost model of the plan's model. ``slo``: targets to count goodput by, the plan's by
-    default. ``load_correction``: how far live load bends the shares, the coordinator's setting. ``progress``
-    is called with the requests that have ended and all of them. Deterministic: equal arguments give equal
-    results.
+    ``cost`` is the cost model of the plan's model. ``slo``: targets to count goodput by, the plan's by default.
+    ``load_correction``: how far live load bends the shares, the coordinator's setting. ``hold_back``: a decode
+    group is sent at most ``max_batch`` requests at a time, see `Engine`. ``progress`` is called with the
+    requests that have ended and all of them. Deterministic: equal arguments give equal results.
     """
-    return _Simulation(plan, cost, requests, load_correction, progress).run(plan.slo if slo is None else slo)
+    simulation = _Simulation(plan, cost, requests, load_correction, hold_back, progress)
+    return simulation.run(plan.slo if slo is None else slo)
 
 
 def placement(plan: Plan, group: Group) -> Placement:
@@ -59,11 +61,12 @@ class _Simulation:
         cost: CostModel,
         requests: Requests,
         load_correction: float,
+        hold_back: bool,
         progress: Callable[[int, int], None] | None,
     ) -> None:
         self._plan = plan
         self._cost = cost
-        self._requests = requests
+        self._hold_back = hold_back
         self._progress = progress
         self._events = Events()
         self._compiled = {
@@ -164,7 +167,15 @@ class _Simulation:
     def _engine(self, group: Group) -> Engine:
         compiled: Compiled = self._compiled[group.id]
         fetch = self._fetch if group.role == "decode" else None
-        return Engine(self._events, compiled, self._cost.settings, group.max_batch, self._answered, fetch)
+        return Engine(
+            self._events,
+            compiled,
+            self._cost.settings,
+            group.max_batch,
+            self._answered,
+            fetch,
+            hold_back=self._hold_back,
+        )
 
     def _build_network(self) -> Network:
         """The plan's routes with what one token loads on each resource."""
@@ -183,7 +194,7 @@ class _Simulation:
         return Network(self._events, loads, latencies, capacities)
 
     def _group_figures(self, span: float) -> dict[str, dict[str, Any]]:
-        """What each group did, for the results' ``per_group``; ``busy`` is the part of the time it computed."""
+        """What each group did, for the results' ``per_group``; ``busy``: part of the time it computed."""
         figures: dict[str, dict[str, Any]] = {}
         size = self._cost.settings.block_size
         for name, prefill in self._prefill.items():
