@@ -69,8 +69,8 @@ def program(kinds: Kinds, columns: Sequence[Column], kv_bytes: float) -> Program
                 received[at] = -part
         rows.append((sent, 0.0))
         rows.append((received, 0.0))
-        # Taken as ≤ on the sending and ≥ on the receiving side with one total: both are equal.
-    rows.append(({at: (1.0 if columns[v].role == "prefill" else -1.0) for v, at in flow.items()}, 0.0))
+    # So far: prefilled ≤ carried ≤ decoded. With decoded ≤ prefilled all three are equal.
+    rows.append(({at: (-1.0 if columns[v].role == "prefill" else 1.0) for v, at in flow.items()}, 0.0))
     limit = np.full(total, np.inf)
     for kind in range(number):
         room = float(len(kinds.nodes[kind]) * kinds.count(kind))
