@@ -12,7 +12,7 @@ import pytest
 from hexgen2.coordinator import ApiKeys, Limits
 from hexgen2.specs.errors import InputError
 
-from .conftest import Stand, running
+from .conftest import QUICK, Stand, running
 
 
 async def test_unknown_model(pair: Stand) -> None:
@@ -83,6 +83,18 @@ async def test_large_bodies_are_refused() -> None:
         status, body, _ = await stand.post("/v1/completions", {"prompt": "x" * 3000})
         assert (status, body["error"]["code"]) == (413, "request_too_large")
         assert stand.received("c0") == []
+
+
+async def test_slow_bodies_are_refused() -> None:
+    import asyncio
+
+    async with running({"c0": 1.0}, timeouts=QUICK.model_copy(update={"body_s": 0.1})) as stand:
+        port = int(stand.url.rsplit(":", 1)[1])
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n{")
+        async with asyncio.timeout(5):
+            assert b"408" in await reader.readline()
+        writer.close()
 
 
 async def test_api_keys() -> None:

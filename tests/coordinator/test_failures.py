@@ -121,6 +121,42 @@ async def test_a_request_has_an_end() -> None:
         status, body, _ = await stand.post("/v1/completions", {"prompt": "a", "max_tokens": 1000})
         assert (status, body["error"]["code"]) == (504, "request_timeout")
         await until(lambda: not stand.engines["c0"].core.running)
+        *chunks, error = await stand.stream("a", max_tokens=1000)
+        assert expected("a", 1000).startswith(text_of(chunks))
+        assert error["error"]["code"] == "request_timeout"
+
+
+async def test_a_client_that_hangs_up_is_no_failure_of_the_engine(pair: Stand) -> None:
+    """The write to the client fails before the server has noticed that it is gone."""
+    from aiohttp import web
+
+    write = web.StreamResponse.write
+
+    real = aiohttp.ClientSession()
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+
+            async def only_the_coordinator(self: web.StreamResponse, data: bytes) -> None:
+                # The emulated engines write the same events; theirs still carry the token ids.
+                if b"cmpl-gone" in data and b'"token_ids":null' in data:
+                    raise aiohttp.ClientConnectionResetError("Cannot write to closing transport")
+                await write(self, data)
+
+            patch.setattr(web.StreamResponse, "write", only_the_coordinator)
+            body = {"prompt": "a", "stream": True, "max_tokens": 5}
+            with pytest.raises((aiohttp.ClientError, TimeoutError)):
+                async with real.post(
+                    pair.url + "/v1/completions",
+                    json=body,
+                    headers={"X-Request-Id": "gone"},
+                    timeout=aiohttp.ClientTimeout(total=1),
+                ) as response:
+                    await response.read()
+    finally:
+        await real.close()
+    assert await pair.metric("hexgen2:engine_failures_total") == 0
+    assert await pair.metric("hexgen2:migrations_total") == 0
+    assert await pair.metric("hexgen2:requests_cancelled_total") == 1
 
 
 @pytest.mark.parametrize("kind", ["error_event", "finish_error", "die", "cut"])

@@ -105,7 +105,7 @@ class Api:
             raise
         except Exception:
             log.exception("request failed inside the coordinator")
-            return _error_response(ApiError(500, "Internal error of the coordinator.", kind="server_error"))
+            return _error_response(errors.internal())
 
     @web.middleware
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -129,17 +129,10 @@ class Api:
         try:
             key = self._key(http) or ""
             self.admission.refuse_early(key)
-            names = self.config.served_model_names
-            request = parse_request(http.path, await http.read(), http.headers, id_, names)
-            limit_s = self.config.timeouts.request_s
-            try:
-                async with (
-                    asyncio.timeout(limit_s),
-                    self.admission.admitted(key, len(request.raw), request.priority),
-                ):
-                    response = await self._proxy.serve(http, request)
-            except TimeoutError:
-                raise errors.took_too_long(limit_s) from None
+            raw, names = await self._body(http), self.config.served_model_names
+            request = parse_request(http.path, raw, http.headers, id_, names)
+            async with self.admission.admitted(key, len(raw), request.priority):
+                response = await self._proxy.serve(http, request)
             status = str(response.status)
             return response
         except ApiError as error:
@@ -149,10 +142,22 @@ class Api:
         except (asyncio.CancelledError, ConnectionError):
             self.metrics.cancelled.inc()
             raise
+        except errors.ClientGone:
+            self.metrics.cancelled.inc()
+            return web.Response(status=499)  # nobody reads it
         finally:
             self.metrics.requests.labels(http.path, status).inc()
             self._leave()
             current_request.reset(marked)
+
+    async def _body(self, http: web.Request) -> bytes:
+        """The whole request body, received within its time."""
+        limit_s = self.config.timeouts.body_s
+        try:
+            async with asyncio.timeout(limit_s):
+                return await http.read()
+        except TimeoutError:
+            raise errors.body_too_slow(limit_s) from None
 
     def _enter(self) -> None:
         self._in_flight += 1
@@ -168,7 +173,11 @@ class Api:
     async def pass_on(self, http: web.Request) -> web.Response:
         """/tokenize and /detokenize: any engine knows, and the answer is small."""
         request = parse_request(
-            http.path, await http.read(), http.headers, request_id(http.headers), self.config.served_model_names
+            http.path,
+            await self._body(http),
+            http.headers,
+            request_id(http.headers),
+            self.config.served_model_names,
         )
         path = self.client.fleet.choose()
         if path is None:

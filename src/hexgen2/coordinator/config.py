@@ -63,6 +63,7 @@ class Timeouts(_Frozen):
     """Bounds on every wait, in seconds: with them nothing hangs."""
 
     connect_s: float = Field(default=2.0, gt=0, description="TCP (and TLS) set-up with an engine")
+    body_s: float = Field(default=60.0, gt=0, description="a client's sending of its request body")
     prefill_s: float = Field(default=120.0, gt=0, description="leg 1, from sending it to its whole answer")
     first_byte_s: float = Field(
         default=300.0, gt=0, description="leg 2 or a direct request, until its first byte"

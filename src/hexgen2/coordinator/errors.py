@@ -64,6 +64,10 @@ class EngineFailure(Exception):
         return ApiError(status, message, kind="server_error", code=f"engine_{self.kind}")
 
 
+class ClientGone(Exception):
+    """The client's connection broke while it was being written to. Not the engine's fault: never retried."""
+
+
 def unknown_model(name: object) -> ApiError:
     message = f"The model `{name}` does not exist or you do not have access to it."
     return ApiError(404, message, code="model_not_found")
@@ -94,6 +98,14 @@ def too_large(limit_bytes: int) -> ApiError:
 def unauthorised() -> ApiError:
     message = "Incorrect or missing API key. Send it as `Authorization: Bearer KEY`."
     return ApiError(401, message, code="invalid_api_key")
+
+
+def body_too_slow(limit_s: float) -> ApiError:
+    return ApiError(408, f"The request body was not received within {limit_s:g} s.", code="body_timeout")
+
+
+def internal() -> ApiError:
+    return ApiError(500, "Internal error of the coordinator.", kind="server_error", code="internal_error")
 
 
 def took_too_long(limit_s: float) -> ApiError:

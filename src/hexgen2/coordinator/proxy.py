@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import time
 from typing import Any
 
+import aiohttp
 from aiohttp import web
 
 from hexgen2.coordinator import legs, migration
 from hexgen2.coordinator.calls import EngineCall, EngineClient
 from hexgen2.coordinator.config import CoordinatorConfig
 from hexgen2.coordinator.continuation import Splice
-from hexgen2.coordinator.errors import EngineFailure, no_path
+from hexgen2.coordinator.errors import ApiError, ClientGone, EngineFailure, internal, no_path, took_too_long
 from hexgen2.coordinator.exchange import Exchange
 from hexgen2.coordinator.metrics import Metrics
 from hexgen2.coordinator.request import REQUEST_ID, ClientRequest, encode
@@ -39,6 +41,34 @@ class Proxy:
         if request.obstacle is not None:
             self._metrics.one_engine.labels(request.obstacle).inc()
         exchange = Exchange.begin(http, request, self._config.limits.max_migrations > 0)
+        limit_s = self._config.timeouts.request_s
+        try:
+            async with asyncio.timeout(limit_s):
+                return await self._serve(exchange)
+        except TimeoutError:
+            error = took_too_long(limit_s)
+        except ApiError as refused:
+            error = refused
+        except (ClientGone, asyncio.CancelledError):
+            raise
+        except Exception:
+            log.exception("request failed inside the coordinator")
+            error = internal()
+        if exchange.response is None:
+            raise error
+        # A stream has begun: its status has been sent, so the error can only be an event.
+        await self._send(exchange.response, error.event())
+        await exchange.response.write_eof()
+        return exchange.response
+
+    async def _send(self, response: web.StreamResponse, data: bytes) -> None:
+        """Write to the client. Its going away must not look like a failure of the engine that is being read."""
+        try:
+            await response.write(data)
+        except (ConnectionError, aiohttp.ClientError) as error:
+            raise ClientGone from error
+
+    async def _serve(self, exchange: Exchange) -> web.StreamResponse:
         path = self._choose(exchange)
         if path is None:
             raise no_path()
@@ -104,7 +134,7 @@ class Proxy:
         """Close a stream whose last token was sent before its engine was lost."""
         assert exchange.response is not None
         request = exchange.request
-        await exchange.response.write(Splice(request.body, request.chat, exchange.journal).end())
+        await self._send(exchange.response, Splice(request.body, request.chat, exchange.journal).end())
         await exchange.response.write_eof()
         return exchange.response
 
@@ -118,7 +148,7 @@ class Proxy:
         assert exchange.response is not None
         self._metrics.broken.labels(reason).inc()
         log.warning("the stream is broken off (%s): %s", reason, failure)
-        await exchange.response.write(failure.as_api_error().event())
+        await self._send(exchange.response, failure.as_api_error().event())
         await exchange.response.write_eof()
         return exchange.response
 
@@ -203,7 +233,7 @@ class Proxy:
                 exchange.first_token_at = exchange.last_token_at
                 exchange.response = await self._start_stream(exchange, path, call)
             if shown:
-                await exchange.response.write(shown)
+                await self._send(exchange.response, shown)
             if exchange.splice is not None and exchange.splice.ended and not call.done:
                 break  # a stop string was found across the seam: what the engine still generates is not wanted
         assert exchange.response is not None, "a stream ends after its first block"
@@ -215,7 +245,10 @@ class Proxy:
             headers={"Content-Type": call.content_type, **self._report(exchange, path)}
         )
         response.headers["Cache-Control"] = "no-cache"
-        await response.prepare(exchange.http)
+        try:
+            await response.prepare(exchange.http)
+        except (ConnectionError, aiohttp.ClientError) as error:
+            raise ClientGone from error
         return response
 
     def _report(self, exchange: Exchange, path: Path) -> dict[str, str]:

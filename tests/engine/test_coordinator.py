@@ -1,0 +1,203 @@
+"""The coordinator before real engines: two legs, and streams that outlive their engine."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import aiohttp
+import pytest
+import pytest_asyncio
+
+from hexgen2.coordinator import Coordinator, kv_transfer_totals
+from hexgen2.deploy import guard
+from tests.deploy.builders import cluster, group, plan
+from tests.engine.fleet import PROMPTS, Fleet, completion, running
+
+pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="module")]
+
+LAYERS = 8
+CHAT = {
+    "model": "tiny-llama",
+    "messages": [{"role": "user", "content": "Tell me of the fox."}],
+    "max_completion_tokens": 150,
+    "temperature": 0,
+    "ignore_eos": True,
+}
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def fleet(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Fleet]:
+    devices = cluster(("a", "cpu-1c", 1), ("b", "cpu-1c", 1), ("c", "cpu-1c", 1))
+    groups = [
+        group("p0", "prefill", (["a/0"], LAYERS), share=1.0),
+        group("d0", "decode", (["b/0"], LAYERS), share=0.5),
+        group("d1", "decode", (["c/0"], LAYERS), share=0.5),
+    ]
+    routes = [("p0", "d0", 0.5), ("p0", "d1", 0.5)]
+    run_dir = tmp_path_factory.mktemp("coordinator")
+    async with running(plan(devices, groups, *routes, model="tiny-llama"), run_dir) as fleet:
+        yield fleet
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def door(fleet: Fleet) -> AsyncIterator[Coordinator]:
+    config = fleet.deployment.coordinator
+    timeouts = config.timeouts.model_copy(update={"health_interval_s": 0.2})
+    async with Coordinator(config.model_copy(update={"timeouts": timeouts})).running() as door:
+        yield door
+
+
+async def stream(
+    door: Coordinator, http: aiohttp.ClientSession, body: dict[str, Any], after: int = 0, act: Any = None
+) -> list[Any]:
+    """Every event; `act` is called once, when `after` events have come."""
+    path = "/v1/chat/completions" if "messages" in body else "/v1/completions"
+    found: list[Any] = []
+    async with http.post(door.url + path, json={**body, "stream": True}) as response:
+        assert response.status == 200, await response.text()
+        async for line in response.content:
+            if line.startswith(b"data: "):
+                text = line[6:].strip()
+                found.append("[DONE]" if text == b"[DONE]" else json.loads(text))
+                if act is not None and len(found) == after:
+                    act()
+    return found
+
+
+def text_of(events: list[Any]) -> str:
+    choices = [event["choices"][0] for event in events if event != "[DONE]" and event.get("choices")]
+    return "".join(choice.get("text") or choice.get("delta", {}).get("content") or "" for choice in choices)
+
+
+def lose_busy_engine(door: Coordinator, hits: list[str]) -> Callable[[], None]:
+    """Declare the decode engine that works down, as the watch does; the next poll brings it back."""
+
+    def act() -> None:
+        for engine in door.fleet.engines.values():
+            if engine.id.startswith("d") and engine.in_flight:
+                hits.append(engine.id)
+                door.fleet.mark_down(engine, "lost by the test")
+
+    return act
+
+
+async def test_two_legs_give_one_engine_s_tokens(fleet: Fleet, door: Coordinator) -> None:
+    for prompt in PROMPTS:
+        body = completion(prompt)
+        alone = (await fleet.direct("p0", body))["choices"][0]
+        async with fleet.http.post(door.url + "/v1/completions", json=body) as response:
+            assert response.status == 200
+            both = (await response.json())["choices"][0]
+        assert both["token_ids"] == alone["token_ids"]
+        events = await stream(door, fleet.http, body)
+        assert text_of(events) == alone["text"]
+        assert events[-1] == "[DONE]"
+    urls = {group: door.fleet.engines[group].endpoint.url for group in ("d0", "d1")}
+    moved = await kv_transfer_totals(urls, fleet.http)
+    assert sum(total.bytes for total in moved.values()) > 0
+
+
+@pytest.mark.parametrize("after", [1, 2, 9, 23])
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"logprobs": 2},
+        {"stream_options": {"include_usage": True}},
+        {"min_tokens": 20, "ignore_eos": False},
+    ],
+)
+async def test_streams_go_on_elsewhere(
+    fleet: Fleet, door: Coordinator, more: dict[str, Any], after: int
+) -> None:
+    body = completion(PROMPTS[0], 150) | more
+    del body["return_token_ids"]
+    whole = await stream(door, fleet.http, body)
+    moved = door.metrics.migrations._value.get()
+    hits: list[str] = []
+    again = await stream(door, fleet.http, body, after, lose_busy_engine(door, hits))
+    assert text_of(again) == text_of(whole)
+    assert again[-1] == "[DONE]"
+    # On a busy machine the last tokens come in one read: then nothing was running any more.
+    assert moved + len(hits) >= door.metrics.migrations._value.get() >= moved + (after < 5)
+    if "stream_options" in more:
+        assert again[-2]["usage"] == whole[-2]["usage"]
+    if "logprobs" in more:
+        for key in ("tokens", "text_offset"):
+            joined = [
+                [entry for event in events[:-1] for entry in event["choices"][0]["logprobs"][key]]
+                for events in (whole, again)
+            ]
+            assert joined[0] == joined[1]
+    await ready(door)
+
+
+@pytest.mark.parametrize("after", [1, 2, 8, 20])
+async def test_chat_goes_on_elsewhere(fleet: Fleet, door: Coordinator, after: int) -> None:
+    whole = await stream(door, fleet.http, CHAT)
+    hits: list[str] = []
+    again = await stream(door, fleet.http, CHAT, after, lose_busy_engine(door, hits))
+    assert text_of(again) == text_of(whole)
+    assert set(again[0]) == set(whole[0])
+    last, wanted = again[-2], whole[-2]
+    assert set(last) == set(wanted)
+    assert set(last["choices"][0]) == set(wanted["choices"][0])
+    assert last["choices"][0]["finish_reason"] == wanted["choices"][0]["finish_reason"]
+    await ready(door)
+
+
+@pytest.mark.parametrize("after", range(1, 16, 2))
+async def test_stop_strings_across_the_seam(fleet: Fleet, door: Coordinator, after: int) -> None:
+    """The stop string is taken from the answer itself and spans tokens, so some cuts fall inside it."""
+    free = text_of(await stream(door, fleet.http, completion(PROMPTS[0], 24)))
+    at = len(free) // 2
+    body = completion(PROMPTS[0], 24) | {"stop": [free[at : at + 7]]}
+    whole = await stream(door, fleet.http, body)
+    hits: list[str] = []
+    again = await stream(door, fleet.http, body, after, lose_busy_engine(door, hits))
+    assert text_of(again) == text_of(whole)
+    assert again[-2]["choices"][0]["finish_reason"] == "stop"
+    assert again[-2]["choices"][0]["stop_reason"] == body["stop"][0]
+    await ready(door)
+
+
+@pytest.mark.parametrize("after", range(1, 12))
+async def test_characters_of_several_tokens_stay_whole(fleet: Fleet, door: Coordinator, after: int) -> None:
+    """Only the bytes of one character may be generated: the cut falls between them."""
+    async with fleet.http.post(door.url + "/tokenize", json={"prompt": "狐", "add_special_tokens": False}) as r:
+        ids = (await r.json())["tokens"]
+    body = completion("狐狐狐狐狐", 12) | {"allowed_token_ids": ids}
+    whole = await stream(door, fleet.http, body)
+    hits: list[str] = []
+    again = await stream(door, fleet.http, body, after, lose_busy_engine(door, hits))
+    assert text_of(again) == text_of(whole)
+    await ready(door)
+
+
+async def test_an_engine_that_is_killed_loses_no_request(fleet: Fleet, door: Coordinator) -> None:
+    """Last in this file: the core of a decode engine is killed under eight streams."""
+    body = completion(PROMPTS[1], 200)
+    whole = text_of(await stream(door, fleet.http, body))
+    moved = door.metrics.migrations._value.get()
+    tasks = [asyncio.create_task(stream(door, fleet.http, body)) for _ in range(8)]
+    async with asyncio.timeout(20):
+        while door.fleet.engines["d0"].in_flight < 4:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+    for pid in [*guard.descendants(fleet.launcher.pids()["d0"])]:
+        os.kill(pid, signal.SIGKILL)
+    answers = await asyncio.wait_for(asyncio.gather(*tasks), 60)
+    assert [events[-1] for events in answers] == ["[DONE]"] * 8
+    assert {text_of(events) for events in answers} == {whole}
+    assert door.metrics.migrations._value.get() > moved
+
+
+async def ready(door: Coordinator) -> None:
+    """Wait until every engine is back."""
+    async with asyncio.timeout(10):
+        while not all(engine.up for engine in door.fleet.engines.values()):  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
