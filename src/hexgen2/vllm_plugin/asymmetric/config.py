@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from hexgen2.specs.errors import InputError
 from hexgen2.vllm_plugin.asymmetric.layout import Layout
 from hexgen2.vllm_plugin.asymmetric.refusals import WORKERS
 
@@ -36,4 +37,7 @@ def choose_devices(layout: Layout, node: int, variable: str) -> None:
     if not devices:
         return
     visible = [name for name in os.environ.get(variable, "").split(",") if name]
+    if visible and max(devices) >= len(visible):
+        problem = f"node {node} uses device {max(devices)}, {variable} shows {len(visible)}"
+        raise InputError("--layout", "devices", problem, "count from 0 among the visible devices")
     os.environ[variable] = ",".join(visible[index] if visible else str(index) for index in devices)

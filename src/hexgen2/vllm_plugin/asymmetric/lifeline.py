@@ -69,13 +69,19 @@ class Lifeline:
             _hang_up(connection)
         self._on_lost(reason)
 
-    def _keep(self, connection: socket.socket) -> None:
+    def _keep(self, connection: socket.socket, peer: str) -> None:
+        """Watch a peer that has joined."""
+        connection.settimeout(BEAT_S)
         with self._lock:
+            if self._closed.is_set():
+                _hang_up(connection)
+                return
             self._sockets.append(connection)
+        name = f"hexgen2-lifeline-{peer.replace(' ', '-')}"
+        threading.Thread(target=self._watch, args=(connection, peer), daemon=True, name=name).start()
 
     def _watch(self, connection: socket.socket, peer: str) -> None:
         """Exchange beats until the peer is lost, says goodbye, or this side closes."""
-        connection.settimeout(BEAT_S)
         heard = beaten = time.monotonic()
         while not self._closed.is_set():
             now = time.monotonic()
@@ -129,13 +135,7 @@ class LeaderLifeline(Lifeline):
                     connection.close()
                     continue
                 missing.discard(node)
-                self._keep(connection)
-                threading.Thread(
-                    target=self._watch,
-                    args=(connection, f"node {node}"),
-                    daemon=True,
-                    name=f"hexgen2-lifeline-{node}",
-                ).start()
+                self._keep(connection, f"node {node}")
         return None
 
     def _greet(self, connection: socket.socket, missing: set[int]) -> int | None:
@@ -165,19 +165,20 @@ class FollowerLifeline(Lifeline):
 
     def __init__(self, address: tuple[str, int], node: int, digest: str, on_lost: OnLost) -> None:
         super().__init__(on_lost)
+        leader = f"the leader at {address[0]}:{address[1]}"
         connection = _connect(address)
         connection.settimeout(SILENCE_S)
         _send(connection, json.dumps({"node": node, "digest": digest}).encode() + b"\n")
         try:
             refused = json.loads(_line(connection))["refused"]
         except (OSError, ValueError, KeyError) as error:
-            raise ConnectionError(f"the leader at {address[0]}:{address[1]} did not answer ({error})") from None
+            refused, problem = True, f"{leader} did not answer ({error})"
+        else:
+            problem = f"{leader} turned this node away: {refused}"
         if refused:
-            raise ConnectionError(f"the leader at {address[0]}:{address[1]} turned this node away: {refused}")
-        self._keep(connection)
-        threading.Thread(
-            target=self._watch, args=(connection, "the leader"), daemon=True, name="hexgen2-lifeline"
-        ).start()
+            connection.close()
+            raise ConnectionError(problem)
+        self._keep(connection, "the leader")
 
 
 def _connect(address: tuple[str, int]) -> socket.socket:
