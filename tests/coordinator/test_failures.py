@@ -12,7 +12,7 @@ import pytest
 from hexgen2.coordinator import Limits
 from hexgen2.emulator import EmulatorConfig, Fault, LinearTiming
 
-from .conftest import MODEL, QUICK, Stand, expected, parse_events, running, text_of, until
+from .conftest import ALERT, MODEL, QUICK, Stand, expected, parse_events, running, text_of, until
 
 SLOW = EmulatorConfig(timing=LinearTiming(step_base_s=0.01))
 TWO_ROUTES = {"p0>d0": 0.5, "p1>d1": 0.5}
@@ -89,7 +89,7 @@ async def test_dead_engines_are_avoided_and_come_back() -> None:
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_frozen_engine_does_not_hang_its_requests(stream: bool) -> None:
     """/health goes silent too; the watch ends what the engine works on, and the request goes elsewhere."""
-    async with running({"c0": 0.5, "c1": 0.5}) as stand:
+    async with running({"c0": 0.5, "c1": 0.5}, timeouts=ALERT) as stand:
         stand.engines["c0"].fault = Fault("hang")
         stand.engines["c1"].fault = Fault("hang", times=0)
         body = {"prompt": "a", "max_tokens": 3, "stream": stream}

@@ -17,7 +17,7 @@ from hexgen2.coordinator.journal import Journal, continuation_obstacle
 from hexgen2.coordinator.seam import StopSeam
 from hexgen2.emulator import EmulatorConfig, Fault, LinearTiming, protocol, tokens
 
-from .conftest import QUICK, Stand, expected, running, text_of, until
+from .conftest import ALERT, QUICK, Stand, expected, running, text_of, until
 
 SLOW = EmulatorConfig(timing=LinearTiming(step_base_s=0.005))
 TWO = {"c0": 0.5, "c1": 0.5}
@@ -151,7 +151,7 @@ async def test_a_stream_waits_for_an_engine_to_come_back() -> None:
 
 
 async def test_a_frozen_engine_s_streams_go_on() -> None:
-    async with running(TWO, emulator=SLOW) as stand:
+    async with running(TWO, emulator=SLOW, timeouts=ALERT) as stand:
         tasks = [asyncio.create_task(stand.stream("a b", max_tokens=60)) for _ in range(6)]
         await until(lambda: stand.engines["c0"].core.generation_tokens_total > 30)
         stand.engines["c0"].freeze()
@@ -179,7 +179,7 @@ async def test_only_the_end_was_missing() -> None:
 async def test_kills_under_load_lose_nothing() -> None:
     """Streams and plain requests while engines die one after another: every answer is whole and right."""
     routes = {"p0>d0": 0.2, "p1>d1": 0.2, "p1>d2": 0.2, "c0": 0.2, "c1": 0.2}
-    timeouts = QUICK.model_copy(update={"health_timeout_s": 3.0, "connect_s": 3.0})
+    timeouts = QUICK.model_copy(update={"connect_s": 3.0})
     async with running(routes, emulator=SLOW, timeouts=timeouts, limits=Limits(max_retries=4)) as stand:
 
         async def one(number: int) -> bool:

@@ -176,10 +176,12 @@ async def test_batching_is_continuous(http: aiohttp.ClientSession) -> None:
     ],
 )
 async def test_bad_requests(http: aiohttp.ClientSession, body: dict[str, Any], status: int, word: str) -> None:
-    async with EmulatedEngine().running() as engine:
-        async with http.post(engine.url + "/v1/completions", json={"prompt": "a", **body}) as response:
-            assert response.status == status
-            assert word in (await response.json())["error"]["message"]
+    async with (
+        EmulatedEngine().running() as engine,
+        http.post(engine.url + "/v1/completions", json={"prompt": "a", **body}) as response,
+    ):
+        assert response.status == status
+        assert word in (await response.json())["error"]["message"]
 
 
 async def test_error_event_is_followed_by_done(http: aiohttp.ClientSession) -> None:

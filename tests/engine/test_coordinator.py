@@ -124,7 +124,8 @@ async def test_streams_go_on_elsewhere(
     assert text_of(again) == text_of(whole)
     assert again[-1] == "[DONE]"
     # On a busy machine the last tokens come in one read: then nothing was running any more.
-    assert moved + len(hits) >= door.metrics.migrations._value.get() >= moved + (after < 5)
+    surely = after < 5 and "min_tokens" not in more  # that answer may end by itself early
+    assert moved + len(hits) >= door.metrics.migrations._value.get() >= moved + surely
     if "stream_options" in more:
         assert again[-2]["usage"] == whole[-2]["usage"]
     if "logprobs" in more:
