@@ -29,8 +29,8 @@ def test_prompts_of_a_batch_attend_only_to_themselves(exact: CostModel, gpu: Gpu
     assert seconds == pytest.approx(4 * (18e-3 + 1e-3) + HEAD_READ)
 
 
-def test_a_prompt_over_the_budget_is_cut_into_even_chunks(exact: CostModel, gpu: GpuType) -> None:
-    # 1500 tokens against a budget of 1000: two chunks of 750, the LM head read in each.
+def test_a_prompt_over_the_budget_is_cut(exact: CostModel, gpu: GpuType) -> None:
+    # 1500 tokens against a budget of 1000: chunks of 1000 and 500, the LM head read in each.
     seconds = exact.prefill_seconds((StageShape(gpu, 1, 4),), [1500])
     assert seconds == pytest.approx(4 * (2 * 9e6 * 1500 + 2 * 1000 * 1500**2) / 1e12 + 2 * HEAD_READ)
 
@@ -96,6 +96,11 @@ class TestPipeline:
         layout = self.layout(gpu, 3, 1)
         first, second = exact.prefill_stage_seconds(layout, [3000])  # three chunks
         assert exact.prefill_seconds(layout, [3000]) == pytest.approx((first + second) / 3 + 2 * first / 3)
+
+    def test_a_token_over_the_budget_makes_nothing_faster(self, exact: CostModel, gpu: GpuType) -> None:
+        """Two even chunks would overlap in the stages and end sooner than one; the engine cuts 1000 + 1."""
+        layout = self.layout(gpu, 3, 1)
+        assert exact.prefill_seconds(layout, [1001]) > exact.prefill_seconds(layout, [1000])
 
     def test_decode_cycle_is_set_by_the_slowest_stage(self, exact: CostModel, gpu: GpuType) -> None:
         # Two micro-batches of 4 with 10 000 tokens each; the stage of 3 layers is the slower.

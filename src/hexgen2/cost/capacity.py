@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import ceil, expm1, floor, sqrt
+from math import expm1, floor, sqrt
 
 from hexgen2.cost.memory import Settings
 from hexgen2.cost.moments import Moments
@@ -54,19 +54,30 @@ class ColocatedCapacity:
 
 def prefill_times(
     costs: Sequence[StageCost], tokens: float, squares: float, requests: float, budget: int
-) -> tuple[int, tuple[float, ...]]:
-    """(iterations, seconds of each stage in one) for prompts of ``tokens`` tokens with Σs² = ``squares``.
+) -> tuple[list[float], list[float]]:
+    """(seconds of each stage for the first chunk, for all) of ``tokens`` prompt tokens with Σs² = ``squares``.
 
-    More tokens than the budget are cut into ⌈tokens / budget⌉ even chunks; each reads the weights again.
+    More tokens than the budget are cut into chunks of the budget and a rest; each reads the weights again.
     """
-    count = max(1, ceil(tokens / budget))
-    times = tuple(cost.seconds(tokens / count, squares / count, 0.0, requests / count) for cost in costs)
-    return count, times
+    if tokens <= budget:
+        times = [cost.seconds(tokens, squares, 0.0, requests) for cost in costs]
+        return times, times
+    whole, rest = divmod(tokens, budget)
+    squares, requests = squares / tokens, requests / tokens
+    first = [cost.seconds(budget, squares * budget, 0.0, requests * budget) for cost in costs]
+    total = [whole * seconds for seconds in first]
+    if rest:
+        for stage, cost in enumerate(costs):
+            total[stage] += cost.seconds(rest, squares * rest, 0.0, requests * rest)
+    return first, total
 
 
-def prefill_latency(iterations: int, times: Sequence[float]) -> float:
-    """Seconds from start to end: the first chunk passes all stages, the others follow the slowest."""
-    return sum(times) + (iterations - 1) * max(times)
+def prefill_latency(first: Sequence[float], total: Sequence[float]) -> float:
+    """Seconds from start to end: the first chunk passes all stages, the others follow the slowest.
+
+    Example: stages of 3 and 1 s per chunk, two chunks: 3 + 1 for the first, 3 more for the second.
+    """
+    return sum(first) + max(everything - one for everything, one in zip(total, first, strict=True))
 
 
 def decode_cycle(costs: Sequence[StageCost], batch: float, context: float) -> float:
@@ -104,19 +115,19 @@ def prefill_capacity(
     ``max_tokens``: KV tokens that fit; every stage of the pipeline has a batch under way, so their KV caches
     must fit together. No capacity when the longest prompt does not fit.
     """
-    count, alone = prefill_times(costs, moments.input, moments.input_sq, 1.0, settings.token_budget)
-    latency = prefill_latency(count, alone)
+    first, alone = prefill_times(costs, moments.input, moments.input_sq, 1.0, settings.token_budget)
+    latency = prefill_latency(first, alone)
     slowest = max(range(len(alone)), key=alone.__getitem__)
     if moments.longest_input > max_tokens:
         return PrefillCapacity(0.0, latency, 0, slowest, 0)
     room = min(settings.token_budget, max_tokens / len(costs))
     batch = max(1, min(settings.max_batch, floor(room / moments.input)))
-    count, times = prefill_times(
+    _, times = prefill_times(
         costs, batch * moments.input, batch * moments.input_sq, batch, settings.token_budget
     )
     slowest = max(range(len(times)), key=times.__getitem__)
     most = max(batch, min(settings.max_batch, floor(max_tokens / moments.input)))
-    return PrefillCapacity(batch / (count * times[slowest]), latency, batch, slowest, most)
+    return PrefillCapacity(batch / times[slowest], latency, batch, slowest, most)
 
 
 def decode_capacity(
@@ -161,8 +172,8 @@ def colocated_capacity(
         mixed = cycle_seconds(costs, batch + count, tokens, squares, context, batch + count)
         return part * mixed + (1 - part) * alone
 
-    count, alone = prefill_times(costs, moments.input, moments.input_sq, 1.0, settings.token_budget)
-    latency = prefill_latency(count, alone)
+    first, alone = prefill_times(costs, moments.input, moments.input_sq, 1.0, settings.token_budget)
+    latency = prefill_latency(first, alone)
     within_budget = floor(len(costs) * settings.token_budget / (1 + prompts * moments.input))
     most = max(1, min(settings.max_batch, within_budget))
     # The prompt under way holds blocks too.

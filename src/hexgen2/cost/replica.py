@@ -60,13 +60,11 @@ class CostModel:
 
     def prefill_seconds(self, layout: Layout, inputs: Sequence[int]) -> float:
         """Latency of one batch of prompts of these lengths through all stages."""
-        count, times = self._prefill(layout, inputs)
-        return capacity.prefill_latency(count, times)
+        return capacity.prefill_latency(*self._prefill(layout, inputs))
 
     def prefill_stage_seconds(self, layout: Layout, inputs: Sequence[int]) -> tuple[float, ...]:
         """How long one batch of prompts keeps each stage busy."""
-        count, times = self._prefill(layout, inputs)
-        return tuple(count * seconds for seconds in times)
+        return tuple(self._prefill(layout, inputs)[1])
 
     def decode_step_seconds(self, layout: Layout, batch: int, context_tokens: float) -> float:
         """One token for each of ``batch`` sequences whose contexts sum to ``context_tokens``."""
@@ -103,7 +101,7 @@ class CostModel:
             found = self._moments[id(lengths)] = (lengths, Moments.of(lengths))
         return found[1]
 
-    def _prefill(self, layout: Layout, inputs: Sequence[int]) -> tuple[int, tuple[float, ...]]:
+    def _prefill(self, layout: Layout, inputs: Sequence[int]) -> tuple[list[float], list[float]]:
         squares = float(sum(length * length for length in inputs))
         costs = self.compiled(layout).costs
         return capacity.prefill_times(costs, sum(inputs), squares, len(inputs), self.settings.token_budget)

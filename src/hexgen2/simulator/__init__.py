@@ -3,5 +3,15 @@
 from hexgen2.simulator.load import Requests, offline, poisson, replay
 from hexgen2.simulator.result import SimulationResult, Timeline
 from hexgen2.simulator.run import simulate
+from hexgen2.simulator.trace import chrome_trace
 
-__all__ = ["Requests", "SimulationResult", "Timeline", "offline", "poisson", "replay", "simulate"]
+__all__ = [
+    "Requests",
+    "SimulationResult",
+    "Timeline",
+    "chrome_trace",
+    "offline",
+    "poisson",
+    "replay",
+    "simulate",
+]
