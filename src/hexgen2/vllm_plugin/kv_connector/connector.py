@@ -40,7 +40,9 @@ class HexgenConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
     """Moves KV caches between engines of any two layouts, by pull."""
 
     layout_aware = True
-    """Each worker tells its own layers and heads, so stages may differ in TP (hexgen2's asymmetric layouts ask)."""
+    """Each worker tells its own layers and heads, so stages may differ in TP (hexgen2's asymmetric layouts
+    ask).
+    """
 
     _cache_hit_source = CacheHitSource.P2P
 

@@ -37,6 +37,8 @@ logger = logging.getLogger("vllm.hexgen2.kv")
 
 PUMP_S = 0.001
 """Pause between two looks at the network while a peer reads."""
+LINGER_S = 60.0
+"""How long it goes on for readers that went away in the middle of a read."""
 GREETING_S = 1.0
 """How long after a greeting this side helps with the connection."""
 ORDER_GRACE_S = 10.0
@@ -76,6 +78,7 @@ class ControlServer:
         self._ordered = asyncio.Condition()
         self._pumping = asyncio.Event()
         self._pump_until = 0.0
+        self._reading = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self, host: str, port: int) -> int:
@@ -128,7 +131,10 @@ class ControlServer:
         finally:
             for answer in answering:
                 answer.cancel()
-            for lease, name in announced:  # a reader that is gone holds nothing open beyond the lease itself
+            if announced:
+                self._reading -= len(announced)
+                self._pump_for(LINGER_S)  # it may have lost this connection only
+            for lease, name in announced:  # who is gone holds nothing open beyond the lease itself
                 self._book.finish(lease, name)
             writer.close()
             self._tasks.discard(task)
@@ -157,8 +163,11 @@ class ControlServer:
     ) -> None:
         state = await self._state(request)
         if isinstance(request, Announce):
+            self._reading += (request.lease, request.reader) not in announced
             announced.add((request.lease, request.reader))
-        elif isinstance(request, Finish):
+            self._pumping.set()
+        elif isinstance(request, Finish) and (request.lease, request.reader) in announced:
+            self._reading -= 1
             announced.discard((request.lease, request.reader))
         try:
             writer.write(frame(number, Answer(state is LeaseState.HELD, f"the lease is {state}")))
@@ -174,9 +183,7 @@ class ControlServer:
             case Announce(lease=lease, reader=reader, hold_s=hold_s):
                 if self._book.state(lease) is LeaseState.UNKNOWN:
                     await self._wait_for_order(lease)
-                state = self._book.announce(lease, reader, hold_s=hold_s, now=time.monotonic())
-                self._pumping.set()
-                return state
+                return self._book.announce(lease, reader, hold_s=hold_s, now=time.monotonic())
             case Finish(lease=lease, reader=reader):
                 return self._book.finish(lease, reader)
             case Renew(lease=lease, duration_s=duration_s):
@@ -209,8 +216,8 @@ class ControlServer:
         """Look after the network while somebody reads or connects; sleep otherwise."""
         while True:
             await self._pumping.wait()
-            now = time.monotonic()
-            if now >= self._pump_until and not self._book.being_read(now):
+            # Also for readers whose lease has ended: their reads must come to an end to be found invalid.
+            if time.monotonic() >= self._pump_until and not self._reading:
                 self._pumping.clear()
                 continue
             try:

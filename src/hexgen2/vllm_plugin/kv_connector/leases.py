@@ -110,10 +110,6 @@ class LeaseBook:
                 ended.append(EndedLease(number, lease.request, expired=not lease.released))
         return ended
 
-    def being_read(self, now: float) -> bool:
-        """Whether any reader has announced itself and not finished."""
-        return any(until > now for lease in self._leases.values() for until in lease.holds.values())
-
     def __len__(self) -> int:
         return len(self._leases)
 

@@ -93,7 +93,7 @@ class Loader:
             raise LoadAborted
         # All parts are seen through to their end, since none may write once this returns.
         results = await asyncio.gather(
-            *(self._read(peers[number], regions, order, deadline) for number, regions in work.items()),
+            *(self._read_from(peers[number], regions, order, deadline) for number, regions in work.items()),
             return_exceptions=True,
         )
         for result in results:
@@ -102,6 +102,10 @@ class Loader:
                     raise LoadError(engine, str(result)) from result
                 raise result
         return [(engine, result) for result in results if isinstance(result, ReadReport)]
+
+    async def _read_from(self, peer: Peer, regions: Regions, order: LoadOrder, deadline: float) -> ReadReport:
+        async with self.peers.reading(peer):
+            return await self._read(peer, regions, order, deadline)
 
     async def _read(self, peer: Peer, regions: Regions, order: LoadOrder, deadline: float) -> ReadReport:
         lease, name = order.offer.lease, f"{self.reader}/{order.request}"
@@ -119,7 +123,12 @@ class Loader:
 
         try:
             report = await self.transport.read(
-                peer.transport_name, regions, peer.table.memory, self.table.device, peer.table.device, give_up
+                peer.address.incarnation,
+                regions,
+                peer.table.memory,
+                self.table.device,
+                peer.table.device,
+                give_up,
             )
         except TransferError:
             await self.peers.drop(peer)  # a fresh start for whoever comes next; it also ends the hold

@@ -11,6 +11,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from hexgen2.vllm_plugin.kv_connector.params import WorkerAddress
@@ -124,15 +126,16 @@ class Connection:
         await asyncio.gather(self._listening, return_exceptions=True)
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Peer:
-    """A worker that can be read from."""
+    """A worker that can be read from. `reads` counts those under way; who is `leaving` gets no new ones."""
 
     address: WorkerAddress
     connection: Connection
     engine: str
-    transport_name: str
     table: WorkerTable
+    reads: int = 0
+    leaving: bool = False
 
 
 class Peers:
@@ -171,21 +174,41 @@ class Peers:
             raise PeerError(f"{address.host}:{address.port} sent no table")
         try:
             # A worker may read from itself, when one engine does both legs of a request.
-            mine = address.incarnation == self._incarnation
-            name = self._transport.name if mine else self._transport.connect(welcome.metadata)
+            if address.incarnation != self._incarnation:
+                self._transport.connect(address.incarnation, welcome.metadata)
         except Exception as error:  # NIXL raises its own types
             await connection.close()
             raise PeerError(f"{address.host}:{address.port}: NIXL cannot use it ({error})") from error
         logger.info("KV transfer: connected to %s at %s:%d", welcome.engine, address.host, address.port)
-        return Peer(address, connection, welcome.engine, name, welcome.table)
+        return Peer(address, connection, welcome.engine, welcome.table)
 
     async def drop(self, peer: Peer) -> None:
-        """Forget a peer; the next `get` starts anew."""
+        """Forget a peer; the next `get` starts anew.
+
+        Its connections stay until the reads under way are over: the other side helps with them for as long.
+        """
         if self._peers.get(peer.address.incarnation) is peer:
             del self._peers[peer.address.incarnation]
             self._locks.pop(peer.address.incarnation, None)
-        if peer.transport_name != self._transport.name:
-            self._transport.disconnect(peer.transport_name)
+        if not peer.leaving:
+            peer.leaving = True
+            if not peer.reads:
+                await self._leave(peer)
+
+    @asynccontextmanager
+    async def reading(self, peer: Peer) -> AsyncIterator[None]:
+        """Around a read from a peer."""
+        peer.reads += 1
+        try:
+            yield
+        finally:
+            peer.reads -= 1
+            if peer.leaving and not peer.reads:
+                await self._leave(peer)
+
+    async def _leave(self, peer: Peer) -> None:
+        if peer.address.incarnation != self._incarnation:
+            self._transport.disconnect(peer.address.incarnation)
         await peer.connection.close()
 
     async def close(self) -> None:

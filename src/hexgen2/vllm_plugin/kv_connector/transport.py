@@ -14,6 +14,7 @@ import asyncio
 import logging
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,8 @@ LONGEST_POST = 16 * 1024 * 1024
 between.
 """
 SHORTEST_POLL_S, LONGEST_POLL_S = 0.0002, 0.002
+COMPLAIN_S = 10.0
+"""Pause between two log lines about a read that does not end."""
 
 
 class TransferError(Exception):
@@ -46,7 +49,9 @@ class ReadReport:
 
 
 class NixlTransport:
-    """A NIXL agent. `memory` is `DRAM` or `VRAM`."""
+    """A NIXL agent. `name` is the incarnation of its worker, by which peers know it; `memory` is `DRAM` or
+    `VRAM`.
+    """
 
     def __init__(self, name: str, backends: Sequence[str], memory: str) -> None:
         # Without it UCX holds on to every unpinned registration for ever; vLLM sets it too.
@@ -65,6 +70,8 @@ class NixlTransport:
             )
         self._registered: Any = None
         self._peers: set[str] = set()
+        self._leaving: set[str] = set()
+        self._reads: Counter[str] = Counter()
 
     def register(self, regions: Sequence[tuple[int, int, int]]) -> None:
         """Make memory known: (address, bytes, device) each. Once."""
@@ -75,16 +82,31 @@ class NixlTransport:
         """What a peer's `connect` needs."""
         return bytes(self._agent.get_agent_metadata())
 
-    def connect(self, metadata: bytes) -> str:
-        """Make a peer known and start the connection to it; its name."""
+    def connect(self, peer: str, metadata: bytes) -> None:
+        """Make `peer` known and start the connection to it.
+
+        Raises TransferError where reads from an earlier connection to it are not over.
+        """
+        if peer in self._leaving:
+            raise TransferError("reads from an earlier connection to it are not over yet")
         added = self._agent.add_remote_agent(metadata)
         name = added.decode() if isinstance(added, bytes) else str(added)
-        self._peers.add(name)
-        self._agent.make_connection(name)
-        return name
+        if name != peer:
+            self._agent.remove_remote_agent(name)
+            raise TransferError(f"its metadata is that of {name}")
+        self._agent.make_connection(peer)
+        self._peers.add(peer)
 
     def disconnect(self, peer: str) -> None:
-        """Forget a peer. Reads from it that are under way end with an error."""
+        """Forget a peer, as soon as no read from it is under way.
+
+        Not before: NIXL then reports the reads as failed although the network may still write what they asked
+        for, into blocks that have long been given to another request.
+        """
+        if self._reads[peer]:
+            self._leaving.add(peer)
+            return
+        self._leaving.discard(peer)
         if peer in self._peers:
             self._peers.discard(peer)
             try:
@@ -107,40 +129,48 @@ class NixlTransport:
     ) -> ReadReport:
         """Read all regions from `peer` and return when the last byte has arrived.
 
-        `give_up` is asked now and then; a non-empty answer ends the read with that reason. Raises
-        TransferError, and only when no part of the read can write to memory any more: where the transport
-        cannot be stopped, that is late.
+        `give_up` is asked now and then; with a non-empty answer the read counts as failed for that reason.
+        Raises TransferError, but only when no part of the read can write to memory any more. There is no way to
+        stop a read: a peer that hangs without being dead delays this until it moves again or dies.
         """
         begin = time.perf_counter()
         handles: list[Any] = []
         failure = ""
+        self._reads[peer] += 1
         try:
-            for part in _parts(regions, LONGEST_POST):
-                if failure := give_up():
-                    break
-                handle = self._agent.initialize_xfer(
-                    "READ",
-                    self._descriptors(part.local, part.length, local_device, self._memory),
-                    self._descriptors(part.remote, part.length, remote_device, memory),
-                    peer,
-                )
-                handles.append(handle)
-                if self._agent.transfer(handle) == "ERR":
-                    failure = "NIXL could not start the read"
-                    break
-                await asyncio.sleep(0)
-        except Exception as error:  # NIXL raises its own types for a peer that is gone
-            failure = f"NIXL: {type(error).__name__} {error}".strip()
-        post_s = time.perf_counter() - begin
-        failure = await self._settle(peer, handles, failure, give_up)
+            try:
+                for part in _parts(regions, LONGEST_POST):
+                    if failure := give_up():
+                        break
+                    handle = self._agent.initialize_xfer(
+                        "READ",
+                        self._descriptors(part.local, part.length, local_device, self._memory),
+                        self._descriptors(part.remote, part.length, remote_device, memory),
+                        peer,
+                    )
+                    handles.append(handle)
+                    if self._agent.transfer(handle) == "ERR":
+                        failure = "NIXL could not start the read"
+                        break
+                    await asyncio.sleep(0)
+            except Exception as error:  # NIXL raises its own types for a peer that is gone
+                failure = f"NIXL: {type(error).__name__} {error}".strip()
+            post_s = time.perf_counter() - begin
+            failure = await self._settle(handles, failure, give_up)
+        finally:
+            self._reads[peer] -= 1
+            if not self._reads[peer]:
+                del self._reads[peer]
+                if peer in self._leaving:
+                    self.disconnect(peer)
         if failure:
             raise TransferError(failure)
         return ReadReport(regions.total_bytes, len(regions), time.perf_counter() - begin, post_s)
 
-    async def _settle(self, peer: str, handles: list[Any], failure: str, give_up: Callable[[], str]) -> str:
+    async def _settle(self, handles: list[Any], failure: str, give_up: Callable[[], str]) -> str:
         """Wait until no handle is under way; the reason of failure, or an empty string."""
         wait = SHORTEST_POLL_S
-        cut = False
+        complain = 0.0
         while True:
             busy = []
             for handle in handles:
@@ -154,9 +184,9 @@ class NixlTransport:
             if not handles:
                 return failure
             failure = failure or give_up()
-            if failure and not cut:
-                cut = True
-                self.disconnect(peer)  # ends what is under way; until it has, the memory stays reserved
+            if failure and time.monotonic() > complain:
+                complain = time.monotonic() + COMPLAIN_S
+                logger.warning("KV transfer: %s; its blocks stay reserved until the read is over", failure)
             await asyncio.sleep(wait)
             wait = min(wait * 2, LONGEST_POLL_S)
 
