@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 from hexgen2.cost import CostModel, shape
 from hexgen2.simulator import Requests, SimulationResult, offline, poisson, replay, simulate
 from hexgen2.simulator.run import placement
-from hexgen2.specs import Lengths, Plan
+from hexgen2.specs import Lengths, Plan, load_plan
+from hexgen2.specs.catalog.models import load_model
+from hexgen2.specs.catalog.workloads import load_workload
 from hexgen2.specs.plan import Slo
 from hexgen2.specs.workload import Workload
 
 MakePlan = Callable[..., Plan]
 TRACE = Path(__file__).parents[3] / "shared" / "data" / "azure_conv_2023.csv"
-ROOT = Path(__file__).parents[2]
 
 
 def lengths_of(count: int, seed: int = 0, longest: int = 900) -> Lengths:
@@ -233,41 +234,24 @@ class TestSaturation:
 
 
 @pytest.fixture(scope="module")
-def paper_plan() -> tuple[Plan, CostModel]:
-    """The default plan of Llama-2-70B on the first example cluster: 20 GPUs of four types."""
-    from hexgen2.scheduler import Problem, engine_profile, schedule
-    from hexgen2.specs import load_cluster
-    from hexgen2.specs.catalog.models import load_model
-    from hexgen2.specs.catalog.workloads import load_workload
-
-    cost = CostModel(load_model("llama-2-70b"))
-    problem = Problem(
-        cluster=load_cluster(ROOT / "examples" / "clusters" / "mixed-1.yaml"),
-        workload="azure-conv",
-        lengths=load_workload("azure-conv").representative(256),
-        cost=cost,
-        engine=engine_profile("vllm"),
-        model_name="llama-2-70b",
-    )
-    return schedule(problem), cost
+def twenty_gpus() -> tuple[Plan, CostModel]:
+    """A plan of Llama-2-70B for `hphd` on the 20 GPUs of examples/clusters/mixed-1.yaml, as once planned."""
+    plan = load_plan(Path(__file__).with_name("plan_20_gpus.json"))
+    return plan, CostModel(load_model(plan.model))
 
 
-def test_a_plan_at_saturation_keeps_its_promise(paper_plan: tuple[Plan, CostModel]) -> None:
-    from hexgen2.specs.catalog.workloads import load_workload
-
-    plan, cost = paper_plan
+def test_a_plan_at_saturation_keeps_its_promise(twenty_gpus: tuple[Plan, CostModel]) -> None:
+    plan, cost = twenty_gpus
     rng = np.random.default_rng(0)
-    lengths = load_workload("azure-conv").sample(12_000, rng)
+    lengths = load_workload(plan.workload).sample(8000, rng)
     result = simulate(plan, cost, poisson(lengths, 1.5 * plan.throughput_rps, rng))
     assert steady_rate(result) == pytest.approx(plan.throughput_rps, rel=0.05)
 
 
-def test_the_azure_trace_in_seconds(paper_plan: tuple[Plan, CostModel]) -> None:
-    from hexgen2.specs.catalog.workloads import load_workload
-
+def test_the_azure_trace_in_seconds(twenty_gpus: tuple[Plan, CostModel]) -> None:
     if not TRACE.exists():
         pytest.skip(f"needs {TRACE.name} in ../shared/data")
-    plan, cost = paper_plan
+    plan, cost = twenty_gpus
     requests = replay(load_workload(str(TRACE)))
     start = time.process_time()
     result = simulate(plan, cost, requests)
