@@ -7,12 +7,12 @@ from itertools import product
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.scheduler.support import A100, H100, L40, LARGE, LATENT, SMALL, cluster, clusters, problem
 
 from hexgen2.cost.layout import shape
 from hexgen2.scheduler.evaluate import Evaluator
 from hexgen2.scheduler.layouts import chains, layout_of, pipeline_order, templates, valid_tps, water_fill
 from hexgen2.scheduler.topology import Topology, size
+from tests.scheduler.support import A100, H100, L40, LARGE, LATENT, SMALL, cluster, clusters, problem
 
 
 @pytest.mark.parametrize(

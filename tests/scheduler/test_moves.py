@@ -7,7 +7,6 @@ from collections import Counter
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from tests.scheduler.support import A100, H100, L40, cluster, clusters, problem
 
 from hexgen2.scheduler import moves
 from hexgen2.scheduler.evaluate import Evaluator
@@ -16,6 +15,7 @@ from hexgen2.scheduler.problem import Budget
 from hexgen2.scheduler.refine import climb
 from hexgen2.scheduler.solution import Cell, assess, better
 from hexgen2.specs.cluster import Cluster
+from tests.scheduler.support import A100, H100, L40, cluster, clusters, problem
 
 
 def gpus(cells: tuple[Cell, ...]) -> Counter[int]:

@@ -7,8 +7,6 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.scheduler.checks import check_plan
-from tests.scheduler.support import A100, H100, L40, LARGE, SMALL, cluster, clusters, lengths, problem
 
 from hexgen2.cost.replica import CostModel
 from hexgen2.scheduler import PROFILES, Problem, Progress, schedule
@@ -17,6 +15,8 @@ from hexgen2.specs.catalog.workloads import load_workload
 from hexgen2.specs.cluster import Cluster, load_cluster, parse_cluster
 from hexgen2.specs.errors import InputError
 from hexgen2.specs.plan import Plan, parse_plan
+from tests.scheduler.checks import check_plan
+from tests.scheduler.support import A100, H100, L40, LARGE, SMALL, cluster, clusters, lengths, problem
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "clusters"
 
@@ -74,7 +74,7 @@ def test_plans_keep_the_engines_rules(engine: str) -> None:
 def test_plans_hold_on_random_clusters(where: Cluster, engine: str, load: tuple[int, int]) -> None:
     task = problem(where, engine=engine, load=lengths(*load))
     if len(where.gpus) < 2:
-        with pytest.raises(InputError, match="2 replicas|no two groups|does not fit"):
+        with pytest.raises(InputError, match=r"2 replicas|no two groups|does not fit"):
             schedule(task, solver="paper")
         return
     plan = schedule(task, solver="paper")

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.scheduler.support import A100, H100, L40, cluster, problem
 
 from hexgen2.scheduler.paper import gpu_graph
 from hexgen2.scheduler.partition import fiedler, kernighan_lin, recursive, spectral_bisection
 from hexgen2.scheduler.roles import coarsen, split, weaker_phase
+from tests.scheduler.support import A100, H100, L40, cluster, problem
 
 
 def blocks(count: int, each: int) -> np.ndarray:

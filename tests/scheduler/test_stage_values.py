@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 from hypothesis import given, settings
-from tests.scheduler.support import LATENT, MIXTURE, SMALL, clusters, problem
 
 from hexgen2.scheduler.evaluate import Evaluator
 from hexgen2.scheduler.layouts import layout_of
 from hexgen2.specs.cluster import Cluster
 from hexgen2.specs.model import Model
+from tests.scheduler.support import LATENT, MIXTURE, SMALL, clusters, problem
 
 
 @pytest.mark.parametrize("model", [SMALL, MIXTURE, LATENT], ids=lambda model: model.name)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from itertools import permutations
 
 import pytest
-from tests.scheduler.support import A100, H100, L40, cluster
 
 from hexgen2.scheduler.topology import Topology, canonical, combined, members_of, size, without
+from tests.scheduler.support import A100, H100, L40, cluster
 
 
 def test_members_add_and_subtract() -> None:

@@ -38,16 +38,22 @@ class Column:
 
 @dataclass(frozen=True)
 class Kinds:
-    """The kinds of nodes of a topology."""
+    """The kinds of nodes of a topology; ``by_community``: those of different communities differ in kind."""
 
     topology: Topology
+    by_community: bool = False
 
     @cached_property
     def of_node(self) -> tuple[int, ...]:
         """Each node's kind."""
         topology = self.topology
         keys = [
-            (int(kind), count, topology.cluster.nic_bandwidth(node))
+            (
+                int(kind),
+                count,
+                topology.cluster.nic_bandwidth(node),
+                int(topology.community[node]) if self.by_community else 0,
+            )
             for node, (kind, count) in enumerate(zip(topology.node_class, topology.counts, strict=True))
         ]
         place = {key: number for number, key in enumerate(sorted(set(keys)))}
@@ -65,9 +71,16 @@ class Kinds:
         """GPUs of one node of a kind."""
         return self.topology.counts[self.nodes[kind][0]]
 
-    def best_nodes(self, parts: Parts, free: NDArray[np.int64] | None = None) -> Members | None:
-        """The best linked nodes for the parts with that many GPUs free; None where there are none."""
+    def best_nodes(
+        self, parts: Parts, free: NDArray[np.int64] | None = None, wish: NDArray[np.float64] | None = None
+    ) -> Members | None:
+        """The best linked nodes for the parts with that many GPUs free; None where there are none.
+
+        ``wish`` (N,) decides between equally linked nodes: the highest first. Then the fullest node that still
+        has room, so that whole nodes stay whole.
+        """
         left = np.array(self.topology.counts) if free is None else free
+        wanted = np.zeros(len(left)) if wish is None else wish
         options = [
             np.array([node for node in self.nodes[kind] if left[node] >= gpus], dtype=np.int64)
             for kind, gpus in parts
@@ -75,14 +88,15 @@ class Kinds:
         if any(len(nodes) == 0 for nodes in options):
             return None
         if len(parts) == 1:
-            # The fullest node that still has room: whole nodes stay whole.
-            node = min(options[0], key=lambda place: (left[place], place))
+            node = min(options[0], key=lambda place: (-wanted[place], left[place], place))
             return ((int(node), parts[0][1]),)
-        bandwidth = self.topology.bandwidth.copy()
-        np.fill_diagonal(bandwidth, 0.0)
-        first, second = np.unravel_index(
-            int(np.argmax(bandwidth[np.ix_(options[0], options[1])])), (len(options[0]), len(options[1]))
-        )
+        bandwidth = self.topology.bandwidth
+        chosen: list[int] = []
+        pairs = bandwidth[np.ix_(options[0], options[1])].copy()
+        pairs[options[0][:, None] == options[1][None, :]] = 0.0
+        best = np.argwhere(pairs >= pairs.max() * (1 - 1e-9))
+        worth = wanted[options[0][best[:, 0]]] + wanted[options[1][best[:, 1]]]
+        first, second = best[int(np.argmax(worth))]
         chosen = [int(options[0][first]), int(options[1][second])]
         if chosen[0] == chosen[1]:
             return None

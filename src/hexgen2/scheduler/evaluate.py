@@ -22,8 +22,8 @@ from hexgen2.specs.plan import Role
 ROLES: tuple[Role, ...] = ("prefill", "decode", "colocated")
 Rule = Callable[[Sequence["Option"]], "Option"]
 Signature = tuple[object, ...]
-POLISHED = 4
-"""Layouts of a group, the best in a role, whose layers are moved about in a thorough search."""
+POLISHED = 8
+"""Chains of stages of a group, the best in a role, whose layers are moved about in a thorough search."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,8 +183,7 @@ class Evaluator:
             scored = [(self._option(role, layout), layout) for layout in layouts]
             found = [option for option, _ in scored if option.rps > 0]
             if self.thorough:
-                scored.sort(key=lambda pair: (pair[0].forbidden is not None, -pair[0].rps))
-                found += [self._polished(role, layout) for _, layout in scored[:POLISHED] if layout.kinds[1:]]
+                found += [self._polished(role, layout) for layout in _best_chains(scored) if layout.kinds[1:]]
             known = self._options[key, role] = tuple(found)
         return known
 
@@ -231,7 +230,7 @@ class Evaluator:
             upstream = [NO_LINK]
             upstream += [int(links[a[0][0], b[0][0]]) for a, b in pairwise(chain)]
             local = [tuple((place[node], count) for node, count in part) for part in chain]
-            for split in layer_splits(self.values, kinds):
+            for split in layer_splits(self.values, kinds, thorough=self.thorough):
                 candidate = self._candidate(local, kinds, split, upstream)
                 if candidate.valued.max_tokens > 0:
                     found.append(candidate)
@@ -270,6 +269,17 @@ class Evaluator:
             )
         self._signatures[members] = (key, tuple(nodes))
         return self._signatures[members]
+
+
+def _best_chains(scored: list[tuple[Option, Candidate]]) -> list[Candidate]:
+    """The best deal of layers of each of the `POLISHED` best chains, those the engine allows first."""
+    ranked = sorted(scored, key=lambda pair: (pair[0].forbidden is not None, -pair[0].rps))
+    chains: dict[tuple[Members, ...], Candidate] = {}
+    for _, layout in ranked:
+        chains.setdefault(tuple(layout.chain), layout)
+        if len(chains) == POLISHED:
+            break
+    return list(chains.values())
 
 
 def _on_nodes(option: Option, nodes: tuple[int, ...]) -> Option:

@@ -13,75 +13,144 @@ import numpy as np
 
 from hexgen2.scheduler import moves, paper
 from hexgen2.scheduler.columns import Column, Kinds, columns
-from hexgen2.scheduler.evaluate import ROLES, Evaluator
+from hexgen2.scheduler.evaluate import ROLES, Evaluator, best_rate
 from hexgen2.scheduler.feasible import no_plan
-from hexgen2.scheduler.master import best_counts, program
+from hexgen2.scheduler.master import best_counts, dive, program
 from hexgen2.scheduler.moves import Cells
 from hexgen2.scheduler.problem import Budget, Problem
 from hexgen2.scheduler.refine import climb
 from hexgen2.scheduler.solution import Cell, Solution, assess, better
+from hexgen2.scheduler.topology import size
 from hexgen2.specs.plan import Role
 
-PAPER_STARTS = 24
-"""GPUs up to which the paper's first partitions are starts too."""
+SMALL = 10
+"""GPUs up to which every start is climbed to its end with thorough layouts, the paper's starts too."""
+FINE_NODES = 24
+"""Nodes up to which the master program tells communities apart."""
+WORK = 30_000
+"""States valued times groups, about: what the climb of a larger cluster may take when no time is given."""
+LEAST_STATES = 30
+ROUND_STATES = 200
+SHAKEN = 3
+"""Random moves that begin another round of an anytime search."""
 
 
-def search(problem: Problem, evaluator: Evaluator, seed: int, budget: Budget) -> Solution:
-    """The best plan over all starts; raises InputError when no replica fits."""
-    best: Solution | None = None
-    seen: set[frozenset[Cell]] = set()
-    for cells in starts(problem, evaluator, seed):
-        begin = assess(evaluator, cells, coupled=True)
-        assert begin is not None, "no lower limit was given"
-        found = climb(evaluator, begin, moves_from, budget, seen, coupled=True)
-        if best is None or better(found, best):
-            best = found
-            budget.report("start", best.value)
-        if budget.over and best.value > 0:
-            break
-    if best is None or best.value <= 0:
+def search(problem: Problem, seed: int, budget: Budget) -> tuple[Solution, Evaluator]:
+    """The best plan found, and the evaluator that knows its layouts; InputError when no replica fits."""
+    gpus = len(problem.cluster.gpus)
+    thorough = Evaluator(problem, best_rate, thorough=True)
+    if gpus <= SMALL:
+        best = _all_starts(problem, thorough, seed, budget)
+        evaluator = thorough
+    else:
+        evaluator = Evaluator(problem, best_rate)
+        best = _best_start(problem, evaluator, seed, budget)
+        polished = assess(thorough, best.cells, coupled=True)
+        assert polished is not None, "no lower limit was given"
+        if better(polished, best):
+            best, evaluator = polished, thorough
+            budget.report("layouts", best.value)
+    if best.value <= 0:
         raise no_plan(evaluator)
-    return best
+    return best, evaluator
 
 
 def moves_from(solution: Solution) -> Iterator[Cells]:
-    """Guided moves with colocated groups, and GPUs let go."""
+    """What the residual network suggests, with colocated groups as a third role."""
+    yield from moves.wider(solution)
     yield from moves.guided(solution, colocated=True)
 
 
-def starts(problem: Problem, evaluator: Evaluator, seed: int) -> Iterator[Cells]:
-    """First plans: the master program's over all roles, over colocated and over disaggregated groups alone."""
-    kinds = Kinds(evaluator.topology)
-    found = columns(evaluator, kinds)
-    tokens = float(problem.lengths.inputs.mean())
-    kv_bytes = tokens * problem.model.kv_bytes_per_token
+def _all_starts(problem: Problem, evaluator: Evaluator, seed: int, budget: Budget) -> Solution:
+    """Climb from every start to its end."""
+    best = _nothing(evaluator)
+    seen: set[frozenset[Cell]] = set()
+    for cells in (*master_starts(problem, evaluator), *paper_starts(problem, evaluator, seed)):
+        found = climb(evaluator, _valued(evaluator, cells), moves_from, budget, seen, coupled=True)
+        best = _report(best, found, budget)
+        if budget.over and best.value > 0:
+            break
+    return best
+
+
+def _best_start(problem: Problem, evaluator: Evaluator, seed: int, budget: Budget) -> Solution:
+    """Climb from the best start; with a time limit shake the best plan and climb again until time is over."""
+    best = _nothing(evaluator)
+    for cells in master_starts(problem, evaluator):
+        best = _report(best, _valued(evaluator, cells), budget)
+    if best.value <= 0:
+        for cells in paper_starts(problem, evaluator, seed):
+            best = _report(best, _valued(evaluator, cells), budget)
+    seen: set[frozenset[Cell]] = set()
+    budget.states = max(LEAST_STATES, WORK // max(1, len(best.cells)) ** 2)
+    best = _report(best, climb(evaluator, best, moves_from, budget, seen, coupled=True), budget)
+    rng = np.random.default_rng(seed)
+    while budget.limit_s is not None and not budget.timed_out:
+        budget.states = ROUND_STATES
+        start = _valued(evaluator, moves.shaken(best, rng, SHAKEN))
+        best = _report(best, climb(evaluator, start, moves_from, budget, set(), coupled=True), budget)
+    return best
+
+
+def _report(best: Solution, found: Solution, budget: Budget) -> Solution:
+    if not better(found, best):
+        return best
+    budget.report("start", found.value)
+    return found
+
+
+def _nothing(evaluator: Evaluator) -> Solution:
+    return _valued(evaluator, ())
+
+
+def _valued(evaluator: Evaluator, cells: Cells) -> Solution:
+    solution = assess(evaluator, cells, coupled=True)
+    assert solution is not None, "no lower limit was given"
+    return solution
+
+
+def master_starts(problem: Problem, evaluator: Evaluator) -> Iterator[Cells]:
+    """First plans by the master program: over all roles, over colocated and over disaggregated groups alone."""
+    kv_bytes = float(problem.lengths.inputs.mean()) * problem.model.kv_bytes_per_token
     choices: tuple[tuple[Role, ...], ...] = (ROLES, ("colocated",), ("prefill", "decode"))
+    kinds = Kinds(evaluator.topology, by_community=len(evaluator.topology.counts) <= FINE_NODES)
+    found = columns(evaluator, kinds)
     for roles in choices:
         mine = [column for column in found if column.role in roles]
         if mine:
-            counts = best_counts(program(kinds, mine, kv_bytes))
-            cells = placed(kinds, mine, [int(count) for count in counts])
-            if cells:
-                yield cells
-    if len(problem.cluster.gpus) <= PAPER_STARTS and len(problem.cluster.gpus) > 1:
+            master = program(kinds, mine, kv_bytes)
+            counts = best_counts(master) if len(problem.cluster.gpus) <= SMALL else dive(master)
+            yield placed(kinds, mine, [int(count) for count in counts])
+
+
+def paper_starts(problem: Problem, evaluator: Evaluator, seed: int) -> Iterator[Cells]:
+    """The paper's first partitions."""
+    if len(problem.cluster.gpus) > 1:
         for start in paper.starts(problem, evaluator, np.random.default_rng(seed)):
             yield start.cells
 
 
 def placed(kinds: Kinds, found: list[Column], counts: list[int]) -> Cells:
-    """The master's groups on real nodes: the widest first, each on the best linked nodes with room."""
-    free = np.array(kinds.topology.counts)
+    """The master's groups on real nodes, so that each community of nodes prefills what it decodes.
+
+    The groups that span most nodes come first, then the fastest; each goes where its phase lacks most.
+    """
+    topology = kinds.topology
+    free = np.array(topology.counts)
+    lacking = np.zeros(int(topology.community.max()) + 1)  # decode less prefill capacity of each community
     order = sorted(
-        (v for v, count in enumerate(counts) if count),
-        key=lambda v: (-len(found[v].parts), -sum(gpus for _, gpus in found[v].parts), v),
+        (v for v, count in enumerate(counts) if count), key=lambda v: (-len(found[v].parts), -found[v].rps, v)
     )
     cells: list[Cell] = []
     for v in order:
+        column = found[v]
+        sign = {"prefill": 1.0, "decode": -1.0, "colocated": 0.0}[column.role]
         for _ in range(counts[v]):
-            members = kinds.best_nodes(found[v].parts, free)
+            members = kinds.best_nodes(column.parts, free, sign * lacking[topology.community])
             if members is None:
                 break
             for node, gpus in members:
                 free[node] -= gpus
-            cells.append(Cell(members, found[v].role))
+                lacking[topology.community[node]] -= sign * column.rps * gpus / size(members)
+            cells.append(Cell(members, column.role))
     return tuple(cells)

@@ -14,7 +14,7 @@ from functools import cache
 from itertools import pairwise, permutations, product
 
 from hexgen2.cost.layout import Layout, StageShape
-from hexgen2.scheduler.stage_values import StageKind, StageValues
+from hexgen2.scheduler.stage_values import Room, StageKind, StageValues
 from hexgen2.scheduler.topology import Members, Topology, size
 from hexgen2.specs.gpu import Link, weakest
 from hexgen2.specs.model import Model
@@ -179,8 +179,33 @@ def _along(
         yield tuple(((node, tp),) for node, cut in zip(order, cuts, strict=True) for tp in cut)
 
 
-def layer_splits(values: StageValues, chain: Sequence[StageKind]) -> Iterator[tuple[int, ...]]:
-    """Deals of the model's layers over a chain: by compute, by memory bandwidth and by memory size."""
+def roomiest(total: int, rooms: Sequence[Room]) -> tuple[int, ...]:
+    """The deal that leaves room for the most tokens of KV cache; what is over is taken from the fullest stages.
+
+    Expects that ``total`` layers fit with an empty cache and that every stage holds one.
+    """
+    low, high = 0.0, max(room.free / room.per_token for room in rooms)
+    for _ in range(40):
+        middle = (low + high) / 2
+        fitting = [room.layers(middle) for room in rooms]
+        if min(fitting) >= 1 and sum(fitting) >= total:
+            low = middle
+        else:
+            high = middle
+    layers = [room.layers(low) for room in rooms]
+    for _ in range(sum(layers) - total):
+        more = [stage for stage, count in enumerate(layers) if count > 1]
+        layers[max(more, key=lambda stage: (layers[stage] / rooms[stage].layers(0.0), stage))] -= 1
+    return tuple(layers)
+
+
+def layer_splits(
+    values: StageValues, chain: Sequence[StageKind], *, thorough: bool = False
+) -> Iterator[tuple[int, ...]]:
+    """Deals of the model's layers over a chain: by compute, by memory bandwidth and by memory size.
+
+    ``thorough``: also the one with the most room for KV cache.
+    """
     layers = values.cost.model.layers
     final = len(chain) - 1
     if final == 0:
@@ -202,6 +227,10 @@ def layer_splits(values: StageValues, chain: Sequence[StageKind]) -> Iterator[tu
         split = water_fill(layers, weights, limits)
         if split is not None and split not in seen:
             seen.add(split)
+            yield split
+    if thorough:
+        split = roomiest(layers, rooms)
+        if split not in seen:
             yield split
 
 

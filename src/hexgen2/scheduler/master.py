@@ -19,9 +19,9 @@ from scipy.sparse import coo_matrix, csr_matrix
 from hexgen2.scheduler.columns import Column, Kinds
 
 FloatArray = NDArray[np.float64]
-GAP = 2e-3
-NODES = 400
-"""Branch-and-bound nodes of HiGHS: a limit in steps, not in seconds, so that plans stay reproducible."""
+GAP = 1e-3
+ROUNDED = 1e-6
+NEARLY_WHOLE = 0.75
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def program(kinds: Kinds, columns: Sequence[Column], kv_bytes: float) -> Program
 
 
 def best_counts(master: Program) -> NDArray[np.int64]:
-    """(columns,) whole numbers of groups of each template, near the best."""
+    """(columns,) whole numbers of groups of each template: the best up to `GAP`, by branch and bound."""
     integral = np.zeros(len(master.goal))
     integral[: master.columns] = 1
     solved = milp(
@@ -110,21 +110,60 @@ def best_counts(master: Program) -> NDArray[np.int64]:
         constraints=LinearConstraint(master.matrix, -np.inf, master.limits),
         bounds=Bounds(0, master.most),
         integrality=integral,
-        options={"mip_rel_gap": GAP, "node_limit": NODES},
+        options={"mip_rel_gap": GAP},
     )
-    if solved.x is None:
-        return np.zeros(master.columns, dtype=np.int64)
+    assert solved.x is not None, f"the master program ended with: {solved.message}"
     counts: NDArray[np.int64] = np.rint(solved.x[: master.columns]).astype(np.int64)
     return counts
 
 
+def dive(master: Program) -> NDArray[np.int64]:
+    """(columns,) whole numbers of groups of each template, good ones, by rounding the relaxation step by step.
+
+    Whole parts are kept; of the rest all nearly whole ones, or the largest, are rounded up and the program is
+    solved again. A rounding that leaves no solution is taken back and forbidden.
+    """
+    least, most = np.zeros(len(master.goal)), master.most.copy()
+    counts = slice(0, master.columns)
+    value = _relaxed(master, least, most)
+    while value is not None:
+        whole = np.floor(value[counts] + ROUNDED)
+        part = value[counts] - whole
+        least[counts] = np.maximum(least[counts], whole)
+        if part.max(initial=0.0) <= ROUNDED:
+            return whole.astype(np.int64)
+        raised = part >= min(NEARLY_WHOLE, float(part.max()))
+        trial = least.copy()
+        trial[counts][raised] += 1
+        after = _relaxed(master, trial, most) if np.all(trial <= most) else None
+        if after is None and raised.sum() > 1:
+            raised = np.arange(master.columns) == int(part.argmax())
+            trial = least.copy()
+            trial[counts][raised] += 1
+            after = _relaxed(master, trial, most) if np.all(trial <= most) else None
+        if after is None:
+            most[counts][raised] = least[counts][raised]
+            after = _relaxed(master, least, most)
+        else:
+            least = trial
+        value = after
+    return least[counts].astype(np.int64)
+
+
 def relaxed_value(master: Program) -> float:
     """The relaxation's optimum in requests/s: no plan made of these templates serves more."""
+    found = _relaxed(master, np.zeros(len(master.goal)), master.most)
+    assert found is not None, "using no template at all is a solution"
+    return -float(master.goal @ found) * master.scale
+
+
+def _relaxed(master: Program, least: FloatArray, most: FloatArray) -> FloatArray | None:
+    """The optimum with counts in a range and not necessarily whole; None when there is none."""
     solved = linprog(
         master.goal,
         A_ub=master.matrix,
         b_ub=master.limits,
-        bounds=np.stack([np.zeros(len(master.goal)), master.most], axis=1),
+        bounds=np.stack([least, most], axis=1),
         method="highs",
     )
-    return -float(solved.fun) * master.scale
+    return None if solved.x is None else np.asarray(solved.x)

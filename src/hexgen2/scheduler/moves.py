@@ -20,6 +20,8 @@ FloatArray = NDArray[np.float64]
 Cells = tuple[Cell, ...]
 PRICED = 1e-6
 """Shadow price (requests/s per request/s) above which a limit counts as scarce."""
+MOST_PAIRS = 200
+"""Pairs of colocated groups that are tried as prefill and decode from one state."""
 STEPS = (1, 2, 4)
 """How many GPUs of a node a move takes at a time (besides all of them)."""
 
@@ -69,6 +71,45 @@ def guided(solution: Solution, colocated: bool = False) -> Iterator[Cells]:
     for cell in cells:
         yield from split(solution.cells, cell)
         yield from flip(solution.cells, cell, colocated)
+
+
+def wider(solution: Solution) -> Iterator[Cells]:
+    """Moves that colocated groups add: idle groups serve whole requests, two groups part the phases."""
+    cells = solution.cells
+    slack = [cell for cell in range(len(cells)) if solution.use(cell) < 1 - 1e-6]
+    for cell in sorted(slack, key=lambda cell: (solution.use(cell), cell)):
+        yield replaced(cells, {cell: Cell(cells[cell].members, "colocated")})
+    both = [cell for cell, found in enumerate(cells) if found.role == "colocated"]
+    for cell in both:
+        for role in ("prefill", "decode"):
+            if solution.flow.network.prefill.size:
+                yield replaced(cells, {cell: Cell(cells[cell].members, role)})
+    pairs = 0
+    for first in both:
+        for second in both:
+            if first != second and pairs < MOST_PAIRS:
+                pairs += 1
+                yield replaced(
+                    cells,
+                    {
+                        first: Cell(cells[first].members, "prefill"),
+                        second: Cell(cells[second].members, "decode"),
+                    },
+                )
+
+
+def shaken(solution: Solution, rng: np.random.Generator, times: int) -> Cells:
+    """The cells after some random moves, good or bad."""
+    cells = solution.cells
+    for _ in range(times):
+        one = int(rng.integers(len(cells)))
+        options = [*flip(cells, one, colocated=True), *split(cells, one)]
+        if len(cells) > 1:
+            other = int(rng.integers(len(cells) - 1))
+            other += other >= one
+            options += [*give(cells, one, other), *swap(cells, one, other), merge(cells, one, other)]
+        cells = options[int(rng.integers(len(options)))]
+    return cells
 
 
 def flip(cells: Cells, cell: int, colocated: bool) -> Iterator[Cells]:
@@ -140,7 +181,10 @@ def split(cells: Cells, cell: int) -> Iterator[Cells]:
     other: Role = "decode" if role == "prefill" else "prefill"
     for part in parts:
         rest = without(members, part)
-        for role_part, role_rest in ((role, role), (role, other), (other, role)):
+        ways = [(role, role), (role, other), (other, role)]
+        if role == "colocated":
+            ways = [(role, role), ("prefill", "decode"), ("decode", "prefill")]
+        for role_part, role_rest in ways:
             yield (
                 *(kept for place, kept in enumerate(cells) if place != cell),
                 Cell(part, role_part),

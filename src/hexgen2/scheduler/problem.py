@@ -62,11 +62,15 @@ Clock = Callable[[], float]
 
 @dataclass
 class Budget:
-    """The time that a search may take, on an injected clock. Without a limit it never looks at the time."""
+    """What a search may take: seconds on an injected clock, and states valued (None: as many as it likes).
+
+    Without a limit in seconds it never looks at the time, so that its result does not depend on the machine.
+    """
 
     clock: Clock
     limit_s: float | None = None
     progress: ProgressCallback | None = None
+    states: int | None = None
     started: float = 0.0
     best: float = 0.0
 
@@ -79,7 +83,18 @@ class Budget:
 
     @property
     def over(self) -> bool:
+        if self.states is not None and self.states <= 0:
+            return True
+        return self.timed_out
+
+    @property
+    def timed_out(self) -> bool:
         return self.limit_s is not None and self.spent_s >= self.limit_s
+
+    def count_state(self) -> None:
+        """One more state was valued."""
+        if self.states is not None:
+            self.states -= 1
 
     def report(self, phase: str, value: float) -> None:
         """Tell of a better plan (only when it is one)."""

@@ -35,6 +35,7 @@ def climb(
             if len(key) == len(cells) and key in seen:
                 continue
             seen.add(key)
+            budget.count_state()
             candidate = assess(evaluator, cells, current.value, coupled=coupled)
             if candidate is not None and better(candidate, current):
                 current = candidate

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from hexgen2.scheduler import exhaustive, hexgen2, paper
+from hexgen2.scheduler.bound import upper_bound
 from hexgen2.scheduler.evaluate import Evaluator, Option, best_rate, paper_rule
 from hexgen2.scheduler.feasible import check_fits
 from hexgen2.scheduler.layouts import StageTemplate
@@ -23,7 +24,7 @@ Solver = Callable[[Problem, int, Budget], tuple[Solution, Evaluator, Extras]]
 def schedule(
     problem: Problem,
     *,
-    solver: str = "paper",
+    solver: str = "hexgen2",
     seed: int = 0,
     time_limit_s: float | None = None,
     progress: ProgressCallback | None = None,
@@ -63,9 +64,9 @@ def _paper(problem: Problem, seed: int, budget: Budget) -> tuple[Solution, Evalu
 
 
 def _hexgen2(problem: Problem, seed: int, budget: Budget) -> tuple[Solution, Evaluator, Extras]:
-    evaluator = Evaluator(problem, best_rate, thorough=True)
-    check_fits(evaluator)
-    return hexgen2.search(problem, evaluator, seed, budget), evaluator, Extras()
+    check_fits(Evaluator(problem, best_rate))
+    solution, evaluator = hexgen2.search(problem, seed, budget)
+    return solution, evaluator, Extras(upper_bound=upper_bound(evaluator))
 
 
 def _exhaustive(problem: Problem, seed: int, budget: Budget) -> tuple[Solution, Evaluator, Extras]:

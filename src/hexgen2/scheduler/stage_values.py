@@ -36,10 +36,16 @@ class StageKind:
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """Memory of the fullest GPU of a stage kind: bytes free before any layer, and weights per layer."""
+    """Memory of the fullest GPU of a stage kind: bytes free before any layer, then bytes of weights per layer
+    and of KV cache per layer and token."""
 
     free: float
     per_layer: float
+    per_token: float
+
+    def layers(self, tokens: float) -> int:
+        """Layers that fit together with their KV cache for that many tokens."""
+        return int(self.free // (self.per_layer + tokens * self.per_token))
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +91,8 @@ class StageValues:
                 for layers in (1, 2)
             )
             free = self._free(kind, 1, middle, first=first, last=last, alone=alone)
-            known = self._rooms[key] = Room(free + two - one, two - one)
+            per_token = kv_bytes_per_token(model, StageShape(kind.gpu, kind.tp, 1))
+            known = self._rooms[key] = Room(free + two - one, two - one, per_token)
         return known
 
     def value(self, chain: Sequence[StageKind], layers: Sequence[int], upstream: Sequence[int]) -> Valued:

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
+from scipy.sparse.csgraph import connected_components
 
 from hexgen2.specs.cluster import Cluster
 from hexgen2.specs.gpu import GpuType, Link
@@ -142,6 +144,19 @@ class Topology:
             bandwidth=min(link.bandwidth for link in links.values()),
             latency=max(link.latency for link in links.values()),
         )
+
+    @cached_property
+    def community(self) -> NDArray[np.int64]:
+        """(N,) nodes that are joined by better links than the slowest ones share a number (racks, zones)."""
+        count = len(self.counts)
+        if count == 1:
+            return np.zeros(1, dtype=np.int64)
+        between = self.bandwidth.copy()
+        np.fill_diagonal(between, 0.0)
+        slowest = between[~np.eye(count, dtype=bool)].min()
+        _, labels = connected_components(csr_matrix(between > slowest * (1 + 1e-9)), directed=False)
+        found: NDArray[np.int64] = labels.astype(np.int64)
+        return found
 
     def memory_of(self, members: Members) -> float:
         """Bytes of all GPUs of a group."""
