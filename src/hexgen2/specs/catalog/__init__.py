@@ -12,6 +12,7 @@ from hexgen2.specs.catalog.gpus import (
     parse_gpu_type,
 )
 from hexgen2.specs.catalog.models import load_model, model_names
+from hexgen2.specs.catalog.products import product_labels, type_of_product
 from hexgen2.specs.catalog.workloads import load_workload, workload_names
 
 __all__ = [
@@ -24,5 +25,7 @@ __all__ = [
     "load_workload",
     "model_names",
     "parse_gpu_type",
+    "product_labels",
+    "type_of_product",
     "workload_names",
 ]
