@@ -10,7 +10,7 @@ from aiohttp import web
 from hexgen2.coordinator.continuation import Splice
 from hexgen2.coordinator.journal import Journal
 from hexgen2.coordinator.request import ClientRequest, encode
-from hexgen2.coordinator.routing import Path
+from hexgen2.specs.routing import Path
 
 
 @dataclass(eq=False)

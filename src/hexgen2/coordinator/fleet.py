@@ -12,7 +12,7 @@ from typing import Protocol
 from hexgen2.coordinator.breaker import Breaker, BreakerSettings
 from hexgen2.coordinator.config import CoordinatorConfig, EngineEndpoint
 from hexgen2.coordinator.errors import EngineFailure, FailureKind
-from hexgen2.coordinator.routing import Path, SmoothRouter
+from hexgen2.specs.routing import Path, SmoothRouter
 
 log = logging.getLogger(__name__)
 

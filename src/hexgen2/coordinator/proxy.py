@@ -19,8 +19,8 @@ from hexgen2.coordinator.errors import ApiError, ClientGone, EngineFailure, inte
 from hexgen2.coordinator.exchange import Exchange
 from hexgen2.coordinator.metrics import Metrics
 from hexgen2.coordinator.request import REQUEST_ID, ClientRequest, encode
-from hexgen2.coordinator.routing import Path
 from hexgen2.coordinator.stream import completion_tokens, finished_with_error
+from hexgen2.specs.routing import Path
 
 log = logging.getLogger(__name__)
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from hexgen2.simulator.routing import Path
 from hexgen2.simulator.sequence import Sequence as Request
 from hexgen2.specs.plan import Slo
 from hexgen2.specs.results import KvTransfers, Results, Served
+from hexgen2.specs.routing import Path
 from hexgen2.specs.workload import FloatArray, IntArray
 
 

@@ -14,14 +14,12 @@ from hexgen2.simulator.load import Requests
 from hexgen2.simulator.network import Network
 from hexgen2.simulator.prefill import PrefillGroup
 from hexgen2.simulator.result import SimulationResult, summarise
-from hexgen2.simulator.routing import Path, Router
 from hexgen2.simulator.sequence import Sequence
 from hexgen2.specs.plan import Group, Plan, Slo
+from hexgen2.specs.routing import Path, SmoothRouter
 
 PROGRESS_EVERY = 500
 """Requests between two calls of the progress function."""
-
-_NOMINAL_BATCH = 256.0  # requests in flight that count as a load of 1 on a group with a share of 1
 
 
 def simulate(
@@ -78,8 +76,9 @@ class _Simulation:
         self._network = self._build_network()
         paths = [Path(route.source, route.target, route.share) for route in plan.routes]
         paths += [Path(None, group.id, group.share) for group in plan.role_groups("colocated")]
-        self._router = Router(paths, load_correction)
-        self._in_flight_weight = {group.id: 1 / max(1.0, group.share * _NOMINAL_BATCH) for group in plan.groups}
+        self._router = SmoothRouter(paths, load_correction)
+        # As the coordinator counts load: requests in flight over those that the plan lets run at once.
+        self._in_flight_weight = {group.id: 1 / group.max_batch for group in plan.groups}
         self._load = {group.id: 0.0 for group in plan.groups}
         self._sequences = [
             Sequence(number, inputs, outputs, arrival)
@@ -111,7 +110,8 @@ class _Simulation:
         if number + 1 < len(self._sequences):
             self._events.at(self._sequences[number + 1].arrival, self._arrive, number + 1)
         sequence = self._sequences[number]
-        path = self._router.choose(self._load)
+        path = self._router.choose(_everywhere, self._load)
+        assert path is not None, "every path of a simulated plan is up"
         prompt_fits = path.prefill is None or sequence.inputs <= self._prefill[path.prefill].max_tokens
         if not prompt_fits or sequence.inputs + sequence.outputs > self._engines[path.target].max_tokens:
             self._count_ended()  # the engine refuses it: it could never hold it
@@ -220,3 +220,7 @@ class _Simulation:
                 "peak_kv_tokens": engine.blocks.peak * size,
             }
         return figures
+
+
+def _everywhere(_: Path) -> bool:
+    return True

@@ -26,7 +26,7 @@ class MoE(Spec):
     def _active_exist(self) -> MoE:
         if self.active > self.experts:
             raise ValueError(
-                f"{self.active} experts per token are more than the {self.experts} there are; correct one of them"
+                f"{self.active} experts per token, but there are only {self.experts}; correct one of them"
             )
         return self
 

@@ -1,6 +1,6 @@
-"""Which path a request takes: smooth weighted choice by the plan's shares, bent a bounded way by live load.
+"""Which path a request takes: smooth weighted choice by a plan's shares, bent a bounded way by live load.
 
-Pure and deterministic: the same calls give the same choices.
+One rule for the coordinator and the simulator. Pure and deterministic: the same calls give the same choices.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hexgen2.coordinator.routing import Path, SmoothRouter, load_factor
+from hexgen2.specs.routing import Path, SmoothRouter, load_factor
 
 shares = st.lists(st.integers(1, 100), min_size=1, max_size=8).map(lambda w: [x / sum(w) for x in w])
 loads = st.dictionaries(st.sampled_from([f"d{i}" for i in range(8)]), st.floats(0, 50), max_size=8)
@@ -97,3 +97,13 @@ def test_the_less_loaded_path_gets_more(busy: str, idle: str) -> None:
         path.target for path in (router.choose(everywhere, {busy: 3.0}) for _ in range(300)) if path
     )
     assert taken[idle] > 1.5 * taken[busy]
+
+
+@pytest.mark.parametrize("shares", [[1.0], [0.7, 0.3], [0.574, 0.166, 0.213, 0.047]])
+def test_idle_counts_stay_within_one_of_the_shares(shares: list[float]) -> None:
+    router = SmoothRouter(paths(shares), 0.5)
+    counts: Counter[Path | None] = Counter()
+    for total in range(1, 1001):
+        counts[router.choose(everywhere, {})] += 1
+        for path in router.paths:
+            assert abs(counts[path] - path.share * total) <= 1.0 + 1e-6
