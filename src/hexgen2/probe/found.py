@@ -1,0 +1,45 @@
+"""What a probe found: nodes and types as the cluster file has them, each with how it was found out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class FoundNode:
+    """``fields`` as in the cluster file; ``remarks`` in words."""
+
+    fields: Mapping[str, Any]
+    remarks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class FoundType:
+    """A GPU type that the catalog does not have (``fields`` as under gpu_types)."""
+
+    fields: Mapping[str, Any]
+    remarks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Found:
+    """A whole machine. ``link``: between its nodes, as under network.default; None where it is one node."""
+
+    name: str
+    nodes: tuple[FoundNode, ...]
+    types: tuple[FoundType, ...] = ()
+    link: Mapping[str, float] | None = None
+    link_remarks: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = field(default=())
+
+    def document(self) -> dict[str, Any]:
+        """The cluster document, without the remarks."""
+        document: dict[str, Any] = {"name": self.name}
+        if self.types:
+            document["gpu_types"] = [dict(kind.fields) for kind in self.types]
+        document["nodes"] = [dict(node.fields) for node in self.nodes]
+        if self.link:
+            document["network"] = {"default": dict(self.link)}
+        return document
