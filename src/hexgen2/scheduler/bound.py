@@ -1,4 +1,4 @@
-"""An upper bound on every plan's objective under the cost model: one linear program (proof in docs/scheduler.md).
+"""An upper bound on every plan's objective under the cost model, by one linear program (docs/scheduler.md).
 
 The idea: a stage of t GPUs with l of the model's L layers, at rate R, is busy at most all the time, so
 R·l/L ≤ (what the stage could do if it held all layers)/1. Summed over a group's stages: its rate is at most the

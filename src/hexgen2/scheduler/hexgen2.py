@@ -15,7 +15,7 @@ from hexgen2.scheduler import moves, paper
 from hexgen2.scheduler.columns import Column, Kinds, columns
 from hexgen2.scheduler.evaluate import ROLES, Evaluator, best_rate
 from hexgen2.scheduler.feasible import no_plan
-from hexgen2.scheduler.master import best_counts, dive, program
+from hexgen2.scheduler.master import dive, program
 from hexgen2.scheduler.moves import Cells
 from hexgen2.scheduler.problem import Budget, Problem
 from hexgen2.scheduler.refine import climb
@@ -119,8 +119,7 @@ def master_starts(problem: Problem, evaluator: Evaluator) -> Iterator[Cells]:
         mine = [column for column in found if column.role in roles]
         if mine:
             master = program(kinds, mine, kv_bytes)
-            counts = best_counts(master) if len(problem.cluster.gpus) <= SMALL else dive(master)
-            yield placed(kinds, mine, [int(count) for count in counts])
+            yield placed(kinds, mine, [int(count) for count in dive(master)])
 
 
 def paper_starts(problem: Problem, evaluator: Evaluator, seed: int) -> Iterator[Cells]:

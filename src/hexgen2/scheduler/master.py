@@ -13,13 +13,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import Bounds, LinearConstraint, linprog, milp
+from scipy.optimize import linprog
 from scipy.sparse import coo_matrix, csr_matrix
 
 from hexgen2.scheduler.columns import Column, Kinds
 
 FloatArray = NDArray[np.float64]
-GAP = 1e-3
 ROUNDED = 1e-6
 NEARLY_WHOLE = 0.75
 
@@ -99,22 +98,6 @@ def program(kinds: Kinds, columns: Sequence[Column], kv_bytes: float) -> Program
     row_at, column_at, values = zip(*entries, strict=True)
     matrix = coo_matrix((values, (row_at, column_at)), shape=(len(rows), total)).tocsr()
     return Program(goal, matrix, np.array([bound for _, bound in rows]), len(columns), limit, scale)
-
-
-def best_counts(master: Program) -> NDArray[np.int64]:
-    """(columns,) whole numbers of groups of each template: the best up to `GAP`, by branch and bound."""
-    integral = np.zeros(len(master.goal))
-    integral[: master.columns] = 1
-    solved = milp(
-        master.goal,
-        constraints=LinearConstraint(master.matrix, -np.inf, master.limits),
-        bounds=Bounds(0, master.most),
-        integrality=integral,
-        options={"mip_rel_gap": GAP},
-    )
-    assert solved.x is not None, f"the master program ended with: {solved.message}"
-    counts: NDArray[np.int64] = np.rint(solved.x[: master.columns]).astype(np.int64)
-    return counts
 
 
 def dive(master: Program) -> NDArray[np.int64]:

@@ -98,17 +98,18 @@ def wider(solution: Solution) -> Iterator[Cells]:
                 )
 
 
-def shaken(solution: Solution, rng: np.random.Generator, times: int) -> Cells:
+def shaken(solution: Solution, rng: np.random.Generator, times: int, *, colocated: bool = True) -> Cells:
     """The cells after some random moves, good or bad."""
     cells = solution.cells
     for _ in range(times):
         one = int(rng.integers(len(cells)))
-        options = [*flip(cells, one, colocated=True), *split(cells, one)]
+        options = [*flip(cells, one, colocated), *split(cells, one)]
         if len(cells) > 1:
             other = int(rng.integers(len(cells) - 1))
             other += other >= one
             options += [*give(cells, one, other), *swap(cells, one, other), merge(cells, one, other)]
-        cells = options[int(rng.integers(len(options)))]
+        if options:
+            cells = options[int(rng.integers(len(options)))]
     return cells
 
 

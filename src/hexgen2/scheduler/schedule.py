@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from hexgen2.scheduler import exhaustive, hexgen2, paper
+from hexgen2.scheduler import baselines, exhaustive, hexgen2, paper
 from hexgen2.scheduler.bound import upper_bound
-from hexgen2.scheduler.evaluate import Evaluator, Option, best_rate, paper_rule
+from hexgen2.scheduler.evaluate import Evaluator, Option, Rule, best_rate, paper_rule
 from hexgen2.scheduler.feasible import check_fits
 from hexgen2.scheduler.layouts import StageTemplate
 from hexgen2.scheduler.plan_build import Extras, build
@@ -19,6 +19,7 @@ from hexgen2.specs.errors import InputError
 from hexgen2.specs.plan import Plan
 
 Solver = Callable[[Problem, int, Budget], tuple[Solution, Evaluator, Extras]]
+Search = Callable[[Problem, Evaluator, int, Budget], Solution]
 
 
 def schedule(
@@ -57,12 +58,6 @@ def schedule(
     )
 
 
-def _paper(problem: Problem, seed: int, budget: Budget) -> tuple[Solution, Evaluator, Extras]:
-    evaluator = Evaluator(problem, paper_rule)
-    check_fits(evaluator)
-    return paper.search(problem, evaluator, seed, budget), evaluator, Extras(coupled=False)
-
-
 def _hexgen2(problem: Problem, seed: int, budget: Budget) -> tuple[Solution, Evaluator, Extras]:
     check_fits(Evaluator(problem, best_rate))
     solution, evaluator = hexgen2.search(problem, seed, budget)
@@ -87,4 +82,24 @@ def _exhaustive(problem: Problem, seed: int, budget: Budget) -> tuple[Solution, 
     return assemble(evaluator, cells, options), evaluator, Extras(upper_bound=best.value)
 
 
-SOLVERS: dict[str, Solver] = {"paper": _paper, "hexgen2": _hexgen2, "exhaustive": _exhaustive}
+def _baseline(search: Search, rule: Rule) -> Solver:
+    """A solver from a search over one evaluator; its routes are counted singly, as in the paper."""
+
+    def run(problem: Problem, seed: int, budget: Budget) -> tuple[Solution, Evaluator, Extras]:
+        evaluator = Evaluator(problem, rule)
+        check_fits(evaluator)
+        return search(problem, evaluator, seed, budget), evaluator, Extras(coupled=False)
+
+    return run
+
+
+SOLVERS: dict[str, Solver] = {
+    "hexgen2": _hexgen2,
+    "paper": _baseline(paper.search, paper_rule),
+    "exhaustive": _exhaustive,
+    "distserve": _baseline(baselines.distserve, best_rate),
+    "hexgen": _baseline(baselines.hexgen, best_rate),
+    "colocated": _baseline(baselines.colocated, best_rate),
+    "genetic": _baseline(baselines.genetic, paper_rule),
+    "random-swap": _baseline(baselines.random_swap, paper_rule),
+}
