@@ -28,11 +28,16 @@ def plan_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, 
     return document
 
 
-@pytest.mark.parametrize("engine", ["vllm", "any"])
-@pytest.mark.parametrize("cluster", ["mixed-1", "mixed-5"])
-def test_a_plan_keeps_the_contract(cluster: str, engine: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("cluster", "engine", "solver"),
+    [("mixed-1", "vllm", "paper"), ("mixed-5", "any", "paper"), ("mixed-1", "any", "hexgen2")],
+)
+def test_a_plan_keeps_the_contract(
+    cluster: str, engine: str, solver: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = EXAMPLES / f"{cluster}.yaml"
-    arguments = ("--cluster", str(path), "--model", "llama-2-70b", "--workload", "hphd", "--engine", engine)
+    asked = ("--cluster", str(path), "--model", "llama-2-70b", "--workload", "hphd")
+    arguments = (*asked, "--engine", engine, "--solver", solver)
     plan = plan_json(capsys, *arguments)
     assert plan.keys() >= KEYS
     assert plan["objective"]["name"] == "throughput"

@@ -56,7 +56,16 @@ def hexgen2(*arguments: str | Path) -> list[str]:
 def plan_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("serve")
     (folder / "cluster.yaml").write_text(CLUSTER)
-    planned = ("--model", "tiny-llama", "--workload", "fixed:64/64", "-o", folder / "plan.json")
+    planned = (
+        "--solver",
+        "paper",
+        "--model",
+        "tiny-llama",
+        "--workload",
+        "fixed:64/64",
+        "-o",
+        folder / "plan.json",
+    )
     subprocess.run(
         hexgen2("plan", "--cluster", folder / "cluster.yaml", *planned), check=True, capture_output=True
     )

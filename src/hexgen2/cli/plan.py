@@ -23,7 +23,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--rate", type=inputs.positive, metavar="RPS", help="arrival rate that the plan must carry"
     )
     parser.add_argument("--engine", choices=("any", "vllm", "vllm-asymmetric"), default="vllm")
-    parser.add_argument("--solver", default="paper", help="paper (default)")
+    parser.add_argument(
+        "--solver",
+        default="hexgen2",
+        metavar="NAME",
+        help="hexgen2 (default), paper, exhaustive (small clusters), "
+        "or a baseline: distserve, hexgen, colocated, genetic, random-swap",
+    )
     inputs.add_profiles(parser)
     parser.add_argument(
         "--time-limit", type=inputs.positive, metavar="S", help="stop the search after S seconds"
