@@ -28,6 +28,10 @@ def apply_layout(vllm_config: Any, layout: Layout) -> None:
     parallel.nnodes = layout.nodes
     parallel.worker_cls = WORKERS[parallel.worker_cls]
     os.environ[PARTITION_VARIABLE] = layout.partition
+    if layout.nodes > 1:
+        # Workers that wait for a message from another node do not see that their own node wants to end, and so
+        # each end would take this long: 5 s as vLLM has it.
+        os.environ.setdefault("VLLM_WORKER_SHUTDOWN_TIMEOUT_SECONDS", "2")
 
 
 def choose_devices(layout: Layout, node: int, variable: str) -> None:

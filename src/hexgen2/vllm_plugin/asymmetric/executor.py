@@ -7,7 +7,8 @@ import hashlib
 import json
 import logging
 import multiprocessing
-from collections.abc import Iterator
+import signal
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import vllm
@@ -15,12 +16,15 @@ from vllm.v1.executor.multiproc_executor import MultiprocExecutor, WorkerProc
 
 from hexgen2.vllm_plugin.asymmetric.layout import Layout
 from hexgen2.vllm_plugin.asymmetric.lifeline import FollowerLifeline, LeaderLifeline, Lifeline
-from hexgen2.vllm_plugin.asymmetric.orphans import end_with_parent
+from hexgen2.vllm_plugin.asymmetric.orphans import end_after, end_with_parent
 from hexgen2.vllm_plugin.asymmetric.position import layout_of
 from hexgen2.vllm_plugin.asymmetric.reliance import require_vllm
 
 ENGINE_GRACE_S = 15.0
 """How long an engine core whose API server was killed may take to end its workers."""
+
+FAILED_GRACE_S = 1.0
+"""How long an engine core whose workers have ended may take to end by itself."""
 
 logger = logging.getLogger("vllm.hexgen2")
 
@@ -38,7 +42,10 @@ class AsymmetricExecutor(MultiprocExecutor):  # type: ignore[misc]
         self.layout: Layout = layout
         self.node: int = vllm_config.parallel_config.node_rank
         self.lifeline: Lifeline | None = None
-        if self.node == 0 and multiprocessing.parent_process() is not None:
+        if multiprocessing.parent_process() is not None:
+            # A forked engine core holds the API server's signal pipe: a SIGTERM to it or to a worker would then
+            # stop the API server in order, where it should notice that its engine is dead.
+            signal.set_wakeup_fd(-1)
             end_with_parent(ENGINE_GRACE_S)
         super().__init__(vllm_config, monitor_workers)
 
@@ -61,6 +68,20 @@ class AsymmetricExecutor(MultiprocExecutor):  # type: ignore[misc]
                 "cannot run; give all stages one TP"
             )
         super().initialize_from_config(kv_cache_configs)
+
+    def register_failure_callback(self, callback: Callable[[], None]) -> None:
+        """Besides the news to the engine, an end for it.
+
+        The engine's thread may be waiting for the answer of a rank on another node, which no shutdown of queues
+        interrupts. Its process then ends itself, and vLLM's API server fails the requests and ends as it does
+        whenever an engine dies.
+        """
+
+        def failed() -> None:
+            callback()
+            end_after(FAILED_GRACE_S)
+
+        super().register_failure_callback(failed)
 
     def shutdown(self) -> None:
         self._leave(orderly=not getattr(self, "is_failed", False))
@@ -116,6 +137,8 @@ class AsymmetricExecutor(MultiprocExecutor):  # type: ignore[misc]
         self.failure_callback = None
         if callback is not None:
             callback()
+        elif self.node == 0:  # still starting; a follower's main thread waits for its workers only, and ends
+            end_after(FAILED_GRACE_S)
 
     def _leave(self, *, orderly: bool) -> None:
         lifeline = getattr(self, "lifeline", None)

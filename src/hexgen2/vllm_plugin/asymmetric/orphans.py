@@ -1,4 +1,4 @@
-"""End a process whose parent died.
+"""End a process whose parent died, or that cannot end by itself.
 
 vLLM's workers learn of their engine core's death through a pipe, but one that waits inside a collective for a
 peer that is gone never looks; and an engine core does not notice when its API server is killed at all.
@@ -34,5 +34,15 @@ def _watch(parent: int, grace_s: float) -> None:
         time.sleep(POLL_S)
     logger.warning("hexgen2: process %d ends, since its parent %d is gone", os.getpid(), parent)
     os.kill(os.getpid(), signal.SIGTERM)
+    _end(grace_s)
+
+
+def end_after(grace_s: float) -> None:
+    """End this process for good, unless it ends by itself within `grace_s` seconds."""
+    thread = threading.Thread(target=_end, args=(grace_s,), daemon=True, name="hexgen2-end")
+    thread.start()
+
+
+def _end(grace_s: float) -> None:
     time.sleep(grace_s)
     os._exit(1)

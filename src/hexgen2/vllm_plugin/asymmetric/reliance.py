@@ -136,8 +136,8 @@ def require_vllm(relies_on: Sequence[Reliance] = RELIES_ON, version: str | None 
     """
     installed = _installed() if version is None else version
     if not f"{base_version(installed)}.".startswith(VLLM_SERIES):
-        problem = f"{installed} is not {VLLM_SERIES}*, which layouts were written for"
-        raise InputError("vLLM", "version", problem, f"install {VLLM_TO_INSTALL}")
+        other = f"{installed} is not {VLLM_SERIES}*, which layouts were written for"
+        raise InputError("vLLM", "version", other, f"install {VLLM_TO_INSTALL}")
     for reliance in relies_on:
         if problem := reliance.problem():
             raise InputError(

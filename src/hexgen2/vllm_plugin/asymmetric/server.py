@@ -16,11 +16,14 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from hexgen2.specs.errors import InputError
 from hexgen2.vllm_plugin.asymmetric.layout import LAYOUT_KEY, Layout
 from hexgen2.vllm_plugin.asymmetric.reliance import require_vllm
+
+HTTP_GRACE_S = 5
+"""How long open connections may keep the server once its engine has ended: no answer can come any more."""
 
 OWNED = {
     "tensor_parallel_size": "--tensor-parallel-size",
@@ -45,7 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not 0 <= args.node_rank < layout.nodes:
             problem = f"is {args.node_rank}, the layout has {layout.nodes} nodes"
             raise InputError("--node-rank", "", problem, f"give 0 to {layout.nodes - 1}")
-        return _serve(layout, args) if args.node_rank == 0 else _follow(layout, args)
+        if args.node_rank == 0:
+            return _serve(layout, args)
+        _follow(layout, args)
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
@@ -135,13 +140,15 @@ async def _serve_http(engine_args: Any, args: argparse.Namespace) -> None:
     propagate_flash_late_interaction(args, engine_args)
     try:
         async with entry.build_async_engine_client_from_engine_args(engine_args) as client:
-            shutdown = await entry.build_and_serve(client, listen_address, sock, args)
+            shutdown = await entry.build_and_serve(
+                client, listen_address, sock, args, timeout_graceful_shutdown=HTTP_GRACE_S
+            )
         await shutdown
     finally:
         sock.close()
 
 
-def _follow(layout: Layout, args: argparse.Namespace) -> int:
+def _follow(layout: Layout, args: argparse.Namespace) -> NoReturn:
     from vllm.usage.usage_lib import UsageContext
 
     from hexgen2.vllm_plugin.asymmetric.executor import AsymmetricExecutor
@@ -156,12 +163,18 @@ def _follow(layout: Layout, args: argparse.Namespace) -> int:
         executor = AsymmetricExecutor(config, monitor_workers=False)
     except ConnectionError as error:
         raise InputError("--master-addr", "", str(error), "start all nodes with one layout") from None
+    code = 1
     try:
         executor.start_worker_monitor(inline=True)  # returns once the workers end
+        code = 0 if executor.lifeline is not None and executor.lifeline.orderly else 1
+    except SystemExit:
+        code = 0
     finally:
-        orderly = executor.lifeline is not None and executor.lifeline.orderly
         executor.shutdown()
-    return 0 if orderly else 1
+        sys.stdout.flush()
+        # The workers are gone and nothing is left to save; an interpreter's full end may wait for queues
+        # of ranks that no longer answer.
+        os._exit(code)
 
 
 if __name__ == "__main__":
