@@ -1,6 +1,6 @@
 """Time and quality of the solvers: what produced the figures of docs/scheduler.md.
 
-    python benchmarks/scheduler.py --sizes 64,320,1024 [--solvers hexgen2] [--seeds 1] -o build/benchmarks/scheduler.json
+    python benchmarks/scheduler.py --sizes 64,320,1024 [--solvers hexgen2] [--seeds 1] [-o FILE]
 
 Writes one JSON document with a row per run and prints a table. `hexgen2` counts links and NICs that several
 routes share; the other solvers count every route singly, as the paper does, so theirs may promise more than

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from hexgen2.scheduler.engines import RULES
 from hexgen2.scheduler.evaluate import Evaluator, Option
 from hexgen2.scheduler.problem import Problem
 from hexgen2.scheduler.settle import Settled, bottleneck, settle
@@ -18,6 +19,10 @@ from hexgen2.specs.plan import Group, Objective, Plan, Rejection, Role, Route, S
 ROLE_LETTER: dict[Role, str] = {"prefill": "p", "decode": "d", "colocated": "c"}
 NEGLIGIBLE = 1e-9
 """Part of the whole flow below which a route or group counts as unused."""
+
+
+WORTH_TELLING = 0.01
+"""Part of a group's rate that a forbidden layout must gain to be named."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,7 @@ def build(
         routes=routes,
         bottleneck=bottleneck(settled, solution, problem.cluster, *names),
         shadow_prices=extras.shadow_prices,
-        rejected=extras.rejected,
+        rejected=(*extras.rejected, *rejections(evaluator, solution, order, ids)),
         notes=(*extras.notes, *_idle_notes(problem, groups)),
     )
 
@@ -121,6 +126,24 @@ def _groups(
             )
         )
     return tuple(groups)
+
+
+def rejections(
+    evaluator: Evaluator, solution: Solution, order: Sequence[int], ids: dict[int, str]
+) -> tuple[Rejection, ...]:
+    """For each group whose best layout an engine rule forbids: the rule, the layout, its gain in rate."""
+    found: list[Rejection] = []
+    for cell in order:
+        chosen, group = _option(solution, cell), solution.cells[cell]
+        barred = [o for o in evaluator.options(group.members, group.role) if o.forbidden is not None]
+        best = max(barred, key=lambda option: option.rps, default=None)
+        if best is None or best.forbidden is None or best.rps <= chosen.rps * (1 + WORTH_TELLING):
+            continue
+        gain = best.rps / chosen.rps - 1
+        layout = ", ".join(f"TP{stage.tp} × {stage.layers} layers" for stage in best.template)
+        detail = f"{RULES[best.forbidden]}: without it {ids[cell]} as {layout} would serve {gain:+.0%}"
+        found.append(Rejection(rule=best.forbidden, detail=detail, gain=gain))
+    return tuple(found)
 
 
 def _routes(settled: Settled, solution: Solution, ids: dict[int, str]) -> tuple[Route, ...]:
