@@ -41,7 +41,19 @@ def hexgen2(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 def test_the_shell_export_serves(tmp_path: Path) -> None:
     cluster, plan, folder = ROOT / "examples/clusters/local-cpu.yaml", tmp_path / "plan.json", tmp_path / "out"
-    hexgen2("plan", "--cluster", cluster, "--model", "tiny-llama", "--workload", "fixed:64/64", "-o", plan)
+    hexgen2(
+        "plan",
+        "--cluster",
+        cluster,
+        "--model",
+        "tiny-llama",
+        "--workload",
+        "fixed:64/64",
+        "--solver",
+        "paper",
+        "-o",
+        plan,
+    )
     keys = tmp_path / "keys"
     keys.write_text("k-1\n")
     port, first = run_of_free_ports(8)

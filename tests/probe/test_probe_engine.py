@@ -21,7 +21,7 @@ def test_probe_then_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert main(["probe", "--devices", "cpu", "--cpu-devices", "2", "-o", str(cluster), "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert load_cluster(cluster).document()["nodes"] == document["nodes"]
-    workload = ["--model", "tiny-llama", "--workload", "fixed:64/32"]
+    workload = ["--model", "tiny-llama", "--workload", "fixed:64/32", "--solver", "paper"]
     assert main(["plan", "--cluster", str(cluster), *workload, "-o", str(plan)]) == 0
     roles = [group["role"] for group in json.loads(plan.read_text())["groups"]]
     assert sorted(roles) == ["decode", "prefill"]
@@ -40,7 +40,7 @@ def test_probe_plan_serve(tmp_path: Path) -> None:
     cluster, plan, log = tmp_path / "cluster.yaml", tmp_path / "plan.json", tmp_path / "log"
     subprocess.run(hexgen2("probe", "--devices", "cpu", "-o", cluster), check=True, capture_output=True)
     assert len(load_cluster(cluster).nodes) >= 2
-    workload = ("--model", "tiny-llama", "--workload", "fixed:64/32")
+    workload = ("--model", "tiny-llama", "--workload", "fixed:64/32", "--solver", "paper")
     subprocess.run(
         hexgen2("plan", "--cluster", cluster, *workload, "-o", plan), check=True, capture_output=True
     )

@@ -1,8 +1,8 @@
 """Quick measurements of one core and of the loopback interface: `python -m hexgen2.probe.measure` prints JSON.
 
 A process of its own, since the number of threads of a matrix product is settled when numpy is imported. Each
-figure is the best of several runs, and a core's are of CPU time, not of the clock on the wall: what else runs on
-the machine only ever makes them smaller.
+figure is the best of several runs, and a core's are of CPU time, not of the clock on the wall: what else runs
+on the machine only ever makes them smaller.
 """
 
 from __future__ import annotations
