@@ -89,7 +89,7 @@ class HexgenConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         # Before the forward pass, not after it: a lease should be known, and a load under way, while the model
         # computes.
         if self._worker is not None and isinstance(connector_metadata, HexgenMetadata):
-            self._worker.take(connector_metadata)
+            self._worker.take(connector_metadata.leases, connector_metadata.loads)
 
     def start_load_kv(self, forward_context: ForwardContext, **kwargs: Any) -> None:
         """Loads began when their orders came."""
@@ -112,7 +112,8 @@ class HexgenConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         return KVConnectorTransferResults(ended.sent, ended.received, ended.failed)
 
     def get_kv_connector_stats(self) -> HexgenStats | None:
-        return self._worker.take_stats() if self._worker is not None else None
+        observed = self._worker.take_observations() if self._worker is not None else None
+        return HexgenStats(observed) if observed is not None else None
 
     # Scheduler.
 

@@ -124,8 +124,8 @@ class ControlServer:
                 answer = asyncio.ensure_future(self._respond(writer, number, request, announced))
                 answering.add(answer)
                 answer.add_done_callback(answering.discard)
-        except (asyncio.IncompleteReadError, ConnectionError, TimeoutError):
-            pass
+        except (asyncio.IncompleteReadError, ConnectionError, TimeoutError, asyncio.CancelledError):
+            pass  # the peer has gone, or this server is closing
         except WireError as error:
             logger.warning("KV control: a peer was cut off: %s", error)
         finally:

@@ -25,6 +25,15 @@ class LeaseState(StrEnum):
     """Higher than any number seen: the reader was faster than the scheduler's order."""
 
 
+@dataclass(frozen=True)
+class LeaseOrder:
+    """The scheduler's order to every worker: keep this finished request's blocks for whoever fetches them."""
+
+    lease: int
+    request: str
+    duration_s: float
+
+
 @dataclass
 class _Lease:
     request: str

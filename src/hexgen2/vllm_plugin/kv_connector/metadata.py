@@ -6,17 +6,9 @@ from dataclasses import dataclass, field
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorHandshakeMetadata, KVConnectorMetadata
 
+from hexgen2.vllm_plugin.kv_connector.leases import LeaseOrder
 from hexgen2.vllm_plugin.kv_connector.loader import LoadOrder
 from hexgen2.vllm_plugin.kv_connector.params import WorkerAddress
-
-
-@dataclass(frozen=True)
-class LeaseOrder:
-    """Keep this finished request's blocks for whoever fetches them."""
-
-    lease: int
-    request: str
-    duration_s: float
 
 
 @dataclass

@@ -12,44 +12,32 @@ from typing import Any
 import numpy as np
 from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorPromMetrics, KVConnectorStats
 
-TRANSFERS, FAILED, EXPIRED = "transfers", "failed", "expired"
-"""transfers: [peer, seconds, seconds to post, bytes, descriptors] each; failed: [peer, reason kind]; expired:
-count.
-"""
+from hexgen2.vllm_plugin.kv_connector.observations import (
+    EXPIRED,
+    FAILED,
+    TRANSFERS,
+    Observations,
+    add,
+    is_empty,
+    no_observations,
+)
 
 
 class HexgenStats(KVConnectorStats):  # type: ignore[misc]
-    """Observations since the last look. `data` is plain lists, since vLLM sends it between processes."""
+    """Observations since the last look."""
 
-    def __init__(self, data: dict[str, Any] | None = None) -> None:
+    def __init__(self, data: Observations | None = None) -> None:
         super().__init__()
-        self.data: dict[str, Any] = data or {TRANSFERS: [], FAILED: [], EXPIRED: 0}
-
-    def record_transfer(self, peer: str, seconds: float, post_s: float, size: int, descriptors: int) -> None:
-        self.data[TRANSFERS].append([peer, seconds, post_s, size, descriptors])
-
-    def record_failure(self, peer: str) -> None:
-        self.data[FAILED].append(peer)
-
-    def record_expired(self) -> None:
-        self.data[EXPIRED] += 1
+        self.data: Observations = data or no_observations()
 
     def reset(self) -> None:
-        self.data = {TRANSFERS: [], FAILED: [], EXPIRED: 0}
-
-    def take(self) -> HexgenStats:
-        """These observations; counting starts anew."""
-        taken = HexgenStats(self.data)
-        self.reset()
-        return taken
+        self.data = no_observations()
 
     def is_empty(self) -> bool:
-        return not (self.data[TRANSFERS] or self.data[FAILED] or self.data[EXPIRED])
+        return is_empty(self.data)
 
     def aggregate(self, other: KVConnectorStats) -> KVConnectorStats:
-        self.data[TRANSFERS].extend(other.data[TRANSFERS])
-        self.data[FAILED].extend(other.data[FAILED])
-        self.data[EXPIRED] += other.data[EXPIRED]
+        add(self.data, other.data)
         return self
 
     def reduce(self) -> dict[str, int | float]:

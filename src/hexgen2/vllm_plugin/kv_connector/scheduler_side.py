@@ -15,8 +15,9 @@ from typing import Any
 from vllm.v1.request import Request, RequestStatus
 
 from hexgen2.vllm_plugin.kv_connector.keeper import LeaseKeeper
+from hexgen2.vllm_plugin.kv_connector.leases import LeaseOrder
 from hexgen2.vllm_plugin.kv_connector.loader import LoadOrder
-from hexgen2.vllm_plugin.kv_connector.metadata import HexgenMetadata, LeaseOrder
+from hexgen2.vllm_plugin.kv_connector.metadata import HexgenMetadata
 from hexgen2.vllm_plugin.kv_connector.params import VERSION, Offer, WorkerAddress, decode_offer, encode_offer
 
 logger = logging.getLogger("vllm.hexgen2.kv")

@@ -15,11 +15,17 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 
 from hexgen2.vllm_plugin.kv_connector.control_server import ControlServer, Identity
-from hexgen2.vllm_plugin.kv_connector.leases import EndedLease, LeaseBook
+from hexgen2.vllm_plugin.kv_connector.leases import EndedLease, LeaseBook, LeaseOrder
 from hexgen2.vllm_plugin.kv_connector.loader import LoadAborted, Loader, LoadError, LoadOrder
 from hexgen2.vllm_plugin.kv_connector.loop_thread import LoopThread
-from hexgen2.vllm_plugin.kv_connector.metadata import HexgenMetadata, LeaseOrder
-from hexgen2.vllm_plugin.kv_connector.metrics import HexgenStats
+from hexgen2.vllm_plugin.kv_connector.observations import (
+    EXPIRED,
+    FAILED,
+    TRANSFERS,
+    Observations,
+    is_empty,
+    no_observations,
+)
 from hexgen2.vllm_plugin.kv_connector.params import WorkerAddress
 from hexgen2.vllm_plugin.kv_connector.peers import Peers
 from hexgen2.vllm_plugin.kv_connector.settings import Settings
@@ -69,7 +75,7 @@ class WorkerSide:
         self._tasks: set[asyncio.Task[None]] = set()
         self._lock = threading.Lock()  # guards the two below
         self._ended = Ended()
-        self._stats = HexgenStats()
+        self._observed = no_observations()
 
     def start(self, table: WorkerTable, memory: Sequence[tuple[int, int, int]]) -> None:
         """Register the KV cache and listen. Raises RuntimeError if NIXL or the port is not to be had."""
@@ -104,12 +110,10 @@ class WorkerSide:
     def address(self) -> WorkerAddress:
         return WorkerAddress(self._host, self._port, self.incarnation)
 
-    def take(self, orders: HexgenMetadata) -> None:
-        """Begin what the scheduler ordered for this step; each order is taken once."""
-        leases, orders.leases = orders.leases, []
-        loads, orders.loads = orders.loads, []
+    def take(self, leases: Sequence[LeaseOrder], loads: Sequence[LoadOrder]) -> None:
+        """Begin what the scheduler ordered for this step."""
         if self._thread is not None and (leases or loads):
-            self._thread.call(self._begin, leases, loads)
+            self._thread.call(self._begin, tuple(leases), tuple(loads))
 
     def abort(self, requests: set[str]) -> None:
         """These requests have finished; those of their loads that do not read yet need not begin."""
@@ -122,9 +126,13 @@ class WorkerSide:
             ended, self._ended = self._ended, Ended()
         return ended
 
-    def take_stats(self) -> HexgenStats | None:
+    def take_observations(self) -> Observations | None:
+        """What was observed since the last call, if anything."""
         with self._lock:
-            return None if self._stats.is_empty() else self._stats.take()
+            if is_empty(self._observed):
+                return None
+            observed, self._observed = self._observed, no_observations()
+            return observed
 
     def close(self) -> None:
         if self._thread is None:
@@ -149,7 +157,7 @@ class WorkerSide:
 
     # On the transfer thread from here on.
 
-    def _begin(self, leases: list[LeaseOrder], loads: list[LoadOrder]) -> None:
+    def _begin(self, leases: Sequence[LeaseOrder], loads: Sequence[LoadOrder]) -> None:
         for lease in leases:
             self._spawn(self._order(lease))
         for load in loads:
@@ -190,10 +198,10 @@ class WorkerSide:
                 if failed:
                     self._ended.failed.add(order.request)
                     if not aborted:
-                        self._stats.record_failure(order.offer.engine)
+                        self._observed[FAILED].append(order.offer.engine)
                 for engine, report in reports:
-                    self._stats.record_transfer(
-                        engine, report.seconds, report.post_s, report.bytes, report.descriptors
+                    self._observed[TRANSFERS].append(
+                        [engine, report.seconds, report.post_s, report.bytes, report.descriptors]
                     )
 
     def _leases_ended(self, ended: list[EndedLease]) -> None:
@@ -201,7 +209,7 @@ class WorkerSide:
             for lease in ended:
                 self._ended.sent.add(lease.request)
                 if lease.expired:
-                    self._stats.record_expired()
+                    self._observed[EXPIRED] += 1
         for lease in ended:
             if lease.expired:
                 logger.warning("KV of %s: nobody fetched it in time; its blocks are free again", lease.request)

@@ -1,0 +1,427 @@
+"""How fast the KV connector moves a cache, against raw NIXL, and how soon the first token comes, against vLLM's
+own.
+
+    python benchmarks/kv_transfer.py rate [--mib 128] [--repeat 7] [--transports tcp]
+    python benchmarks/kv_transfer.py first-token [--requests 20]
+
+`rate` needs no model: processes of their own hold the caches, joined by the same UCX transports for both sides
+of the comparison (all that UCX finds, or those named). Raw NIXL reads the same bytes with the same number of
+processes, in 1 MiB descriptors, with nothing around it: the median of the better of two ways to run it (its own
+polling progress thread, or a look at the network every millisecond). The connector is driven as vLLM drives it:
+an order in, the end out, with announcing, checking and both thread changes in the time. Unlike layouts read
+twice the descriptors, half the size. `first-token` starts two real engines on CPU with each connector and times
+leg 2 with `max_tokens` 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing as mp
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from importlib import resources
+from multiprocessing.connection import Connection
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+LAYERS, KV_HEADS, STATE_BYTES, BLOCK_TOKENS = 16, 8, 512, 128  # head size 128, K and V, bf16
+BLOCK_BYTES = KV_HEADS * STATE_BYTES * BLOCK_TOKENS  # of one layer: 512 KiB
+MIB = 1 << 20
+LAYOUTS = {"TP1 -> TP1": (1, 1), "TP2 -> TP1": (2, 1), "TP1 -> TP2": (1, 2)}
+
+
+# The connector.
+
+
+def _worker(tp: int, rank: int, blocks: int) -> tuple[Any, list[np.ndarray]]:
+    """A worker with its part of the cache, listening."""
+    from hexgen2.vllm_plugin.kv_connector.settings import Settings
+    from hexgen2.vllm_plugin.kv_connector.shards import LayerShard, Slab, WorkerTable, head_interval
+    from hexgen2.vllm_plugin.kv_connector.worker_side import WorkerSide
+
+    first, heads = head_interval(KV_HEADS, tp, rank)
+    arrays, shards = [], []
+    for layer in range(LAYERS):
+        array = np.full(blocks * heads * STATE_BYTES * BLOCK_TOKENS, rank + 1, dtype=np.uint8)
+        arrays.append(array)
+        shards.append(
+            LayerShard(
+                layer=f"layers.{layer}",
+                first_head=first,
+                heads=heads,
+                total_heads=KV_HEADS,
+                address=array.ctypes.data,
+                blocks=blocks,
+                block_tokens=BLOCK_TOKENS,
+                block_stride=heads * STATE_BYTES * BLOCK_TOKENS,
+                head_stride=STATE_BYTES * BLOCK_TOKENS,
+                token_stride=STATE_BYTES,
+                state_bytes=STATE_BYTES,
+                element_bytes=2,
+                slab=Slab.ROWS,
+            )
+        )
+    worker = WorkerSide(f"tp{tp}", "benchmark", "127.0.0.1", Settings())
+    table = WorkerTable(rank, "DRAM", 0, "benchmark", tuple(shards))
+    worker.start(table, [(array.ctypes.data, array.nbytes, 0) for array in arrays])
+    return worker, arrays
+
+
+def _ended(worker: Any, kind: str, wanted: set[str]) -> None:
+    """Poll as an engine does that has nothing else to do: it sleeps a millisecond between two steps."""
+    seen: set[str] = set()
+    while seen < wanted:
+        ended = worker.take_ended()
+        assert not ended.failed, "a transfer failed"
+        seen |= getattr(ended, kind)
+        time.sleep(0.001)
+
+
+def _prefill(pipe: Connection, tp: int, rank: int, blocks: int, repeat: int) -> None:
+    from hexgen2.vllm_plugin.kv_connector.leases import LeaseOrder
+
+    worker, arrays = _worker(tp, rank, blocks)
+    worker.take([LeaseOrder(n, f"r{n}", 600.0) for n in range(1, repeat + 1)], [])
+    pipe.send((worker.address.host, worker.address.port, worker.address.incarnation))
+    pipe.recv()
+    worker.close()
+    del arrays
+
+
+def _decode(pipe: Connection, tp: int, rank: int, blocks: int, repeat: int) -> None:
+    from hexgen2.vllm_plugin.kv_connector.loader import LoadOrder
+    from hexgen2.vllm_plugin.kv_connector.params import VERSION, Offer, WorkerAddress
+
+    worker, arrays = _worker(tp, rank, blocks)
+    pipe.send("ready")
+    workers = tuple(WorkerAddress(*address) for address in pipe.recv())
+    tokens = blocks * BLOCK_TOKENS
+    there = np.random.default_rng(0).permutation(blocks).tolist()  # a busy engine's blocks lie anywhere
+    for number in range(1, repeat + 1):
+        pipe.recv()
+        offer = Offer(VERSION, "prefill", number, 600.0, tokens, BLOCK_TOKENS, tuple(there), workers)
+        order = LoadOrder(f"r{number}", offer, 0, tokens, tuple(range(blocks)), BLOCK_TOKENS)
+        worker.take([], [order])
+        _ended(worker, "received", {order.request})
+        transfers = worker.take_observations()["transfers"]
+        pipe.send((sum(row[3] for row in transfers), max(row[1] for row in transfers)))
+    worker.close()
+    del arrays
+
+
+# Raw NIXL.
+
+
+def _raw_agent(name: str, polling: bool) -> Any:
+    from nixl._api import nixl_agent, nixl_agent_config
+
+    return nixl_agent(name, nixl_agent_config(enable_prog_thread=polling, backends=["UCX"]))
+
+
+def _raw_source(pipe: Connection, rank: int, size: int, polling: bool) -> None:
+    agent = _raw_agent(f"source{rank}", polling)
+    data = np.full(size, rank + 1, dtype=np.uint8)
+    agent.register_memory([(data.ctypes.data, size, 0, "")], "DRAM")
+    pipe.send((agent.get_agent_metadata(), data.ctypes.data))
+    while not pipe.poll(0.1 if polling else 0.001):
+        agent.get_new_notifs()
+
+
+def _raw_reader(pipe: Connection, rank: int, size: int, polling: bool, repeat: int) -> None:
+    agent = _raw_agent(f"reader{rank}", polling)
+    data = np.zeros(size, dtype=np.uint8)
+    agent.register_memory([(data.ctypes.data, size, 0, "")], "DRAM")
+    pipe.send("ready")
+    sources = [(agent.add_remote_agent(metadata), address, part) for metadata, address, part in pipe.recv()]
+    for _ in range(repeat):
+        pipe.recv()
+        handles, done = [], 0
+        begin = time.perf_counter()
+        for peer, address, part in sources:
+            offsets = np.random.default_rng(0).permutation(np.arange(0, part, MIB))
+            tables = [np.zeros((len(offsets), 3), dtype=np.uint64) for _ in range(2)]
+            for table, base in zip(tables, (data.ctypes.data + done, address), strict=True):
+                table[:, 0], table[:, 1] = base + offsets, MIB
+            local, remote = (agent.get_xfer_descs(table, "DRAM") for table in tables)
+            handles.append(agent.initialize_xfer("READ", local, remote, peer))
+            assert agent.transfer(handles[-1]) != "ERR"
+            done += part
+        while handles:
+            for handle in list(handles):
+                if agent.check_xfer_state(handle) == "DONE":
+                    handle.release()
+                    handles.remove(handle)
+            time.sleep(0.0002)
+        pipe.send((done, time.perf_counter() - begin))
+
+
+# The comparison.
+
+
+@contextmanager
+def _processes(targets: Sequence[tuple[Any, ...]]) -> Iterator[list[Connection]]:
+    """One process for each (function, arguments...); the ends of their pipes."""
+    context = mp.get_context("spawn")
+    pipes, processes = [], []
+    try:
+        for function, *arguments in targets:
+            here, there = context.Pipe()
+            processes.append(context.Process(target=function, args=(there, *arguments), daemon=True))
+            processes[-1].start()
+            pipes.append(here)
+        yield pipes
+    finally:
+        for process in processes:
+            process.join(0.5)
+            process.kill()
+            process.join()
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """Bytes of one round, and for each round but the first (which makes the connections) the seconds of the
+    slowest reader's reads, and the seconds from the order to the last reader's word that all is there.
+    """
+
+    size: int
+    read_s: list[float]
+    whole_s: list[float]
+
+    @property
+    def rate(self) -> float:
+        """Bytes/s of the reads."""
+        return self.size / statistics.median(self.read_s)
+
+
+def _rounds(readers: list[Connection], repeat: int) -> Rounds:
+    """Let all readers read at once, `repeat` times."""
+    size, read_s, whole_s = 0, [], []
+    for _ in range(repeat):
+        begin = time.perf_counter()
+        for pipe in readers:
+            pipe.send("go")
+        answers = [pipe.recv() for pipe in readers]
+        whole_s.append(time.perf_counter() - begin)
+        read_s.append(max(seconds for _, seconds in answers))
+        size = sum(moved for moved, _ in answers)
+    return Rounds(size, read_s[1:], whole_s[1:])
+
+
+def connector_rounds(senders: int, receivers: int, size: int, repeat: int) -> Rounds:
+    blocks = size // (LAYERS * BLOCK_BYTES)
+    prefill = [(_prefill, senders, rank, blocks, repeat) for rank in range(senders)]
+    decode = [(_decode, receivers, rank, blocks, repeat) for rank in range(receivers)]
+    with _processes([*prefill, *decode]) as pipes:
+        addresses = [pipe.recv() for pipe in pipes[:senders]]
+        for pipe in pipes[senders:]:
+            pipe.recv()
+            pipe.send(addresses)
+        result = _rounds(pipes[senders:], repeat)
+        for pipe in pipes[:senders]:
+            pipe.send("end")
+        return result
+
+
+def raw_rounds(senders: int, receivers: int, size: int, repeat: int, polling: bool) -> Rounds:
+    sources = [(_raw_source, rank, size // senders, polling) for rank in range(senders)]
+    readers = [(_raw_reader, rank, size // receivers, polling, repeat) for rank in range(receivers)]
+    with _processes([*sources, *readers]) as pipes:
+        offers = [pipe.recv() for pipe in pipes[:senders]]
+        for number, pipe in enumerate(pipes[senders:]):
+            pipe.recv()
+            part = size // max(senders, receivers)
+            offset = number * part if senders == 1 else 0
+            pipe.send([(metadata, address + offset, part) for metadata, address in offers])
+        result = _rounds(pipes[senders:], repeat)
+        for pipe in pipes[:senders]:
+            pipe.send("end")
+        return result
+
+
+def compare_rates(mib: int, repeat: int) -> list[dict[str, Any]]:
+    size = mib * MIB // (LAYERS * BLOCK_BYTES) * LAYERS * BLOCK_BYTES
+    rows = []
+    for name, (senders, receivers) in LAYOUTS.items():
+        raw = {
+            "own thread": raw_rounds(senders, receivers, size, repeat, True),
+            "1 ms": raw_rounds(senders, receivers, size, repeat, False),
+        }
+        best = max(raw, key=lambda way: raw[way].rate)
+        ours, theirs = connector_rounds(senders, receivers, size, repeat), raw[best]
+        assert ours.size == theirs.size == size, f"{ours.size} bytes were moved, {size} were to be"
+        row = {
+            "layouts": name,
+            "bytes": size,
+            "connector_bytes_per_s": ours.rate,
+            "raw_bytes_per_s": theirs.rate,
+            "raw_progress": best,
+            "ratio": ours.rate / theirs.rate,
+            "connector_order_to_end_s": statistics.median(ours.whole_s),
+            "raw_order_to_end_s": statistics.median(theirs.whole_s),
+        }
+        print(
+            f"{name}: {size / MIB:.0f} MiB, connector {ours.rate / 1e9:.2f} GB/s,"
+            f" raw NIXL ({best}) {theirs.rate / 1e9:.2f} GB/s: {100 * row['ratio']:.0f}%;"
+            f" order to end {1e3 * row['connector_order_to_end_s']:.1f} ms,"
+            f" raw {1e3 * row['raw_order_to_end_s']:.1f} ms",
+            file=sys.stderr,
+        )
+        rows.append(row)
+    return rows
+
+
+# Time to the first token.
+
+CONNECTORS = {
+    "hexgen": {
+        "kv_connector": "HexgenConnector",
+        "kv_connector_module_path": "hexgen2.vllm_plugin.kv_connector.connector",
+        "kv_connector_extra_config": {"host": "127.0.0.1"},
+    },
+    "nixl": {"kv_connector": "NixlConnector"},
+}
+
+
+@contextmanager
+def _engine(folder: Path, name: str, transfer: dict[str, Any], port: int) -> Iterator[str]:
+    """A CPU engine with the shipped model; its URL."""
+    model = Path(str(resources.files("hexgen2"))) / "assets" / "tiny-llama"
+    command = [
+        *(
+            sys.executable,
+            "-m",
+            "vllm.entrypoints.openai.api_server",
+            "--model",
+            str(model),
+            "--port",
+            str(port),
+        ),
+        *("--served-model-name", "model", "--host", "127.0.0.1", "--dtype", "float32", "--enforce-eager"),
+        *("--kv-cache-memory-bytes", str(32 * MIB), "--max-model-len", "1024", "--max-num-seqs", "8"),
+        *("--block-size", "32", "--no-enable-prefix-caching", "--kv-transfer-config", json.dumps(transfer)),
+    ]
+    environment = {
+        **os.environ,
+        "HEXGEN2_VLLM_TUNING": "cpu",
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_HOST_IP": "127.0.0.1",
+        "VLLM_NIXL_SIDE_CHANNEL_PORT": str(port + 1000),
+        "VLLM_NO_USAGE_STATS": "1",
+    }
+    with (folder / f"{name}.log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def first_token(requests_count: int) -> list[dict[str, Any]]:
+    """Seconds from sending leg 2 to its whole answer of one token, for each connector."""
+    import requests
+
+    rows = []
+    dice = np.random.default_rng(1)
+    for number, (name, transfer) in enumerate(CONNECTORS.items()):
+        with TemporaryDirectory() as folder, ExitStack() as stack:
+            urls = [
+                stack.enter_context(
+                    _engine(
+                        Path(folder),
+                        role,
+                        {**transfer, "kv_role": role, "engine_id": f"{name}-{role}"},
+                        18500 + 100 * number + 10 * side,
+                    )
+                )
+                for side, role in enumerate(("kv_producer", "kv_consumer"))
+            ]
+            for url in urls:
+                _wait_ready(url)
+            seconds = []
+            for _ in range(requests_count + 2):
+                prompt = dice.integers(8, 2048, 400).tolist()
+                body = {"model": "model", "prompt": prompt, "max_tokens": 1, "temperature": 0}
+                leg = {"do_remote_decode": True, "do_remote_prefill": False}
+                first = requests.post(
+                    f"{urls[0]}/v1/completions", json={**body, "kv_transfer_params": leg}, timeout=60
+                ).json()
+                begin = time.perf_counter()
+                second = requests.post(
+                    f"{urls[1]}/v1/completions",
+                    json={**body, "kv_transfer_params": first["kv_transfer_params"]},
+                    timeout=60,
+                )
+                seconds.append(time.perf_counter() - begin)
+                assert second.status_code == 200, second.text
+                assert second.json()["choices"][0]["finish_reason"] == "length", second.text
+        seconds = sorted(seconds[2:])  # the first ones make the connections
+        row = {
+            "connector": name,
+            "requests": len(seconds),
+            "median_s": statistics.median(seconds),
+            "p90_s": seconds[int(0.9 * (len(seconds) - 1))],
+        }
+        print(
+            f"{name}: first token of leg 2 after {1e3 * row['median_s']:.1f} ms (median),"
+            f" {1e3 * row['p90_s']:.1f} ms (90%)",
+            file=sys.stderr,
+        )
+        rows.append(row)
+    return rows
+
+
+def _wait_ready(url: str) -> None:
+    import requests
+
+    deadline = time.monotonic() + 180
+    while time.monotonic() < deadline:
+        try:
+            if requests.get(f"{url}/health", timeout=5).status_code == 200:
+                return
+        except requests.RequestException:
+            pass
+        time.sleep(0.3)
+    raise TimeoutError(f"{url} is not ready")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    rate = commands.add_parser("rate")
+    rate.add_argument("--mib", type=int, default=128, help="size of the cache that is moved")
+    rate.add_argument("--repeat", type=int, default=7)
+    rate.add_argument("--transports", default="", help="UCX_TLS, for instance tcp (default: what UCX finds)")
+    token = commands.add_parser("first-token")
+    token.add_argument("--requests", type=int, default=20)
+    arguments = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ.setdefault("UCX_LOG_LEVEL", "error")
+    os.environ.setdefault("NIXL_LOG_LEVEL", "ERROR")
+    if arguments.command == "rate":
+        if arguments.transports:
+            os.environ["UCX_TLS"] = arguments.transports
+        rows = compare_rates(arguments.mib, max(arguments.repeat, 2))
+    else:
+        rows = first_token(arguments.requests)
+    print(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()
