@@ -101,7 +101,7 @@ class Folder:
         return subprocess.Popen(
             [self.path / script],
             stderr=log,
-            env={**os.environ, "HEXGEN2_PYTHON": str(self.path / "python"), **env},
+            env={**os.environ, "HEXGEN2_PYTHON": str(self.path / "python"), "TMPDIR": str(self.path), **env},
         )
 
     def said(self) -> str:
@@ -173,6 +173,7 @@ def test_killed_outright_it_leaves_nothing_either(folder: Folder) -> None:
     process.kill()
     process.wait()
     assert folder.gone()
+    assert list(folder.path.glob("hexgen2.*")) == [], "no pipe is left in the folder for temporary files"
 
 
 def test_an_engine_that_dies_while_starting_is_told(folder: Folder) -> None:

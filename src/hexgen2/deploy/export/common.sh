@@ -8,13 +8,16 @@ declare -a endpoint=() # host and port of the coordinator, if it runs here
 say() { printf '%s\n' "$*" >&2; }
 fail() { say "$*"; exit 1; }
 
-# Guards end their process when this pipe closes, which it does when this script ends, however it ends.
+# Guards end their process when a pipe closes (3: its one writing end, 4: the end that guards read), which it does when
+# this script ends, however it ends.
 prepare() {
   [[ -x $(command -v "$python") ]] || fail "there is no $python here; set HEXGEN2_PYTHON to the Python that has hexgen2"
   mkdir -p "$logs"
+  local lifeline
   lifeline=$(mktemp -u -t hexgen2.XXXXXXXX)
   mkfifo -m 600 "$lifeline"
-  exec 3<>"$lifeline"
+  exec 3<>"$lifeline" 4<"$lifeline"
+  rm "$lifeline"
   trap stop_all EXIT
   trap 'say "ending"; exit 130' INT
   trap 'say "ending"; exit 143' TERM HUP
@@ -34,16 +37,16 @@ own_address() {
 start() {
   local name=$1 grace=$2
   shift 2
-  setsid "$python" -I -S "$here/guard.py" "$grace" -- env "$@" <"$lifeline" >"$logs/$name.log" 2>&1 3>&- &
+  setsid "$python" -I -S "$here/guard.py" "$grace" -- env "$@" <&4 >"$logs/$name.log" 2>&1 3>&- 4<&- &
   pids[$name]=$!
   say "started $name (log: $logs/$name.log)"
 }
 
 # answers HOST PORT PATH: whether a GET of it is answered with 200.
 answers() (
-  exec 2>/dev/null 4<>"/dev/tcp/$1/$2" || exit 1
-  printf 'GET %s HTTP/1.0\r\nHost: %s\r\n\r\n' "$3" "$1" >&4
-  IFS=' ' read -r -t 5 _ status _ <&4 && [[ $status == 200 ]]
+  exec 2>/dev/null 5<>"/dev/tcp/$1/$2" || exit 1
+  printf 'GET %s HTTP/1.0\r\nHost: %s\r\n\r\n' "$3" "$1" >&5
+  IFS=' ' read -r -t 5 _ status _ <&5 && [[ $status == 200 ]]
 )
 
 # wait_ready NAME HOST PORT PATH: return when it answers; fail when a process of ours ends or after HEXGEN2_TIMEOUT s.
@@ -96,5 +99,4 @@ stop_all() {
   fi
   for name in "${!pids[@]}"; do kill -TERM "${pids[$name]}" 2>/dev/null || true; done
   for name in "${!pids[@]}"; do wait "${pids[$name]}" 2>/dev/null || true; done
-  rm -f "$lifeline"
 }
