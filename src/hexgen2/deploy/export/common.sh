@@ -16,7 +16,8 @@ prepare() {
   local lifeline
   lifeline=$(mktemp -u -t hexgen2.XXXXXXXX)
   mkfifo -m 600 "$lifeline"
-  exec 3<>"$lifeline" 4<"$lifeline"
+  exec 3<>"$lifeline"
+  exec 4<"$lifeline"
   rm "$lifeline"
   trap stop_all EXIT
   trap 'say "ending"; exit 130' INT
