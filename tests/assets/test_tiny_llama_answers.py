@@ -72,3 +72,15 @@ def test_a_story_reads_on(model: Any, tokenizer: Any) -> None:
     # A model that has fallen into a loop repeats its last words.
     assert len({tuple(words[i : i + 4]) for i in range(len(words) - 3)}) > 0.8 * (len(words) - 3)
     assert story.count(".") >= 4
+
+
+def test_greedy_answers_do_not_hang_on_near_ties(model: Any, tokenizer: Any) -> None:
+    """Engines are compared by their greedy tokens: float noise of 1e-4 must not be able to change one."""
+    prompt = chat(tokenizer, {"role": "user", "content": "How does HexGen-2 work?"})
+    answer, _ = greedy(model, tokenizer, prompt, limit=80)
+    ids = tokenizer.encode(prompt, add_special_tokens=False)
+    whole = ids + tokenizer.encode(answer, add_special_tokens=False)
+    with torch.no_grad():
+        logits = model(torch.tensor([whole])).logits[0, len(ids) - 1 :]
+    best, second = logits.topk(2).values.unbind(-1)
+    assert float((best - second).min()) > 0.1
