@@ -146,6 +146,8 @@ def require_vllm(relies_on: Sequence[Reliance] = RELIES_ON, version: str | None 
 
 
 def _installed() -> str:
-    import vllm
-
+    try:
+        import vllm
+    except ImportError as error:
+        raise InputError("vLLM", "", f"cannot be imported ({error})", f"install {VLLM_TO_INSTALL}") from None
     return str(vllm.__version__)

@@ -14,6 +14,7 @@ import argparse
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -116,12 +117,15 @@ def _engine_arguments(layout: Layout, args: argparse.Namespace) -> Any:
 def _serve(layout: Layout, args: argparse.Namespace) -> int:
     import uvloop
 
-    uvloop.run(_serve_http(_engine_arguments(layout, args), args))
-    return 0
+    alive = uvloop.run(_serve_http(_engine_arguments(layout, args), args))
+    return 0 if alive else 1
 
 
-async def _serve_http(engine_args: Any, args: argparse.Namespace) -> None:
-    """vLLM's own server, over an engine with our configuration."""
+async def _serve_http(engine_args: Any, args: argparse.Namespace) -> bool:
+    """vLLM's own server, over an engine with our configuration.
+
+    Returns whether the engine was alive when the server was stopped; vLLM itself ends alike in both cases.
+    """
     from vllm.entrypoints.launchers.api_server import entry
     from vllm.entrypoints.launchers.cli_args import propagate_flash_late_interaction
     from vllm.entrypoints.launchers.launcher import setup_server
@@ -140,12 +144,27 @@ async def _serve_http(engine_args: Any, args: argparse.Namespace) -> None:
     propagate_flash_late_interaction(args, engine_args)
     try:
         async with entry.build_async_engine_client_from_engine_args(engine_args) as client:
+            alive = _note_life(client)
             shutdown = await entry.build_and_serve(
                 client, listen_address, sock, args, timeout_graceful_shutdown=HTTP_GRACE_S
             )
         await shutdown
     finally:
         sock.close()
+    return any(alive)
+
+
+def _note_life(client: Any) -> list[bool]:
+    """A list that gets one entry at each call of the client's `shutdown`: whether its engine was alive then."""
+    notes: list[bool] = []
+    shutdown = client.shutdown
+
+    def noting(timeout: float | None = None) -> None:
+        notes.append(not client.errored)
+        shutdown(timeout=timeout)
+
+    client.shutdown = noting
+    return notes
 
 
 def _follow(layout: Layout, args: argparse.Namespace) -> NoReturn:
@@ -169,6 +188,8 @@ def _follow(layout: Layout, args: argparse.Namespace) -> NoReturn:
         code = 0 if executor.lifeline is not None and executor.lifeline.orderly else 1
     except SystemExit:
         code = 0
+    except Exception:
+        traceback.print_exc()
     finally:
         executor.shutdown()
         sys.stdout.flush()
