@@ -36,18 +36,24 @@ def missing_bytes(evaluator: Evaluator) -> float:
 
 
 def check_fits(evaluator: Evaluator) -> None:
-    """Raise InputError when the cluster cannot hold one replica of the model."""
+    """Raise InputError when even all memory of the cluster together is too little for one replica."""
     problem = evaluator.problem
-    missing = missing_bytes(evaluator)
+    everything = evaluator.topology.memory_of(evaluator.topology.everything)
+    missing = need_bytes(problem) - everything * problem.cost.settings.memory_utilisation
     if missing > 0:
-        total = evaluator.topology.memory_of(evaluator.topology.everything)
-        raise InputError(
-            problem.place,
-            "nodes",
-            f"{problem.model.name} does not fit: one replica needs {need_bytes(problem) / GIB:.1f} GiB, "
-            f"the cluster's {total / GIB:.1f} GiB lack at least {missing / GIB:.2f} GiB",
-            "add GPUs, or take a smaller or quantised model",
-        )
+        raise _does_not_fit(evaluator, missing)
+
+
+def _does_not_fit(evaluator: Evaluator, missing: float) -> InputError:
+    problem = evaluator.problem
+    total = evaluator.topology.memory_of(evaluator.topology.everything)
+    return InputError(
+        problem.place,
+        "nodes",
+        f"{problem.model.name} does not fit: one replica needs {need_bytes(problem) / GIB:.1f} GiB, "
+        f"the cluster's {total / GIB:.1f} GiB lack at least {missing / GIB:.2f} GiB",
+        "add GPUs, or take a smaller or quantised model",
+    )
 
 
 def no_disaggregation(evaluator: Evaluator) -> InputError:
@@ -73,8 +79,11 @@ def no_disaggregation(evaluator: Evaluator) -> InputError:
 
 
 def no_plan(evaluator: Evaluator) -> InputError:
-    """Why there is no plan at all although one replica's bytes would fit."""
+    """Why there is no plan at all although one replica's bytes would fit into all memory together."""
     problem = evaluator.problem
+    missing = missing_bytes(evaluator)
+    if missing > 0:
+        return _does_not_fit(evaluator, missing)
     return InputError(
         problem.place,
         "nodes",

@@ -7,7 +7,8 @@ links and NICs that several routes share are counted in the objective.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import islice
 
 import numpy as np
 
@@ -25,6 +26,10 @@ from hexgen2.specs.plan import Role
 
 SMALL = 10
 """GPUs up to which every start is climbed to its end with thorough layouts, the paper's starts too."""
+MEDIUM = 32
+"""GPUs up to which every start is climbed for some states, the first of the paper's too."""
+PAPER_STARTS = 3
+START_STATES = 250
 FINE_NODES = 24
 """Nodes up to which the master program tells communities apart."""
 WORK = 30_000
@@ -65,7 +70,12 @@ def _all_starts(problem: Problem, evaluator: Evaluator, seed: int, budget: Budge
     """Climb from every start to its end."""
     best = _nothing(evaluator)
     seen: set[frozenset[Cell]] = set()
-    for cells in (*master_starts(problem, evaluator), *paper_starts(problem, evaluator, seed)):
+    partitions = list(paper_starts(problem, evaluator, seed))
+    for cells in (
+        *master_starts(problem, evaluator),
+        *partitions,
+        *colocated_starts(evaluator, partitions),
+    ):
         found = climb(evaluator, _valued(evaluator, cells), moves_from, budget, seen, coupled=True)
         best = _report(best, found, budget)
         if budget.over and best.value > 0:
@@ -76,8 +86,18 @@ def _all_starts(problem: Problem, evaluator: Evaluator, seed: int, budget: Budge
 def _best_start(problem: Problem, evaluator: Evaluator, seed: int, budget: Budget) -> Solution:
     """Climb from the best start; with a time limit shake the best plan and climb again until time is over."""
     best = _nothing(evaluator)
+    medium = len(problem.cluster.gpus) <= MEDIUM
     for cells in master_starts(problem, evaluator):
-        best = _report(best, _valued(evaluator, cells), budget)
+        found = _valued(evaluator, cells)
+        if medium:
+            budget.states = START_STATES
+            found = climb(evaluator, found, moves_from, budget, set(), coupled=True)
+        best = _report(best, found, budget)
+    if best.value <= 0 or medium:
+        for cells in islice(paper_starts(problem, evaluator, seed), PAPER_STARTS):
+            budget.states = START_STATES
+            found = climb(evaluator, _valued(evaluator, cells), moves_from, budget, set(), coupled=True)
+            best = _report(best, found, budget)
     if best.value <= 0:
         for cells in paper_starts(problem, evaluator, seed):
             best = _report(best, _valued(evaluator, cells), budget)
@@ -127,6 +147,13 @@ def paper_starts(problem: Problem, evaluator: Evaluator, seed: int) -> Iterator[
     if len(problem.cluster.gpus) > 1:
         for start in paper.starts(problem, evaluator, np.random.default_rng(seed)):
             yield start.cells
+
+
+def colocated_starts(evaluator: Evaluator, partitions: Iterable[Cells]) -> Iterator[Cells]:
+    """All GPUs as one group, and the groups of partitions, colocated."""
+    yield (Cell(evaluator.topology.everything, "colocated"),)
+    for cells in partitions:
+        yield tuple(Cell(cell.members, "colocated") for cell in cells)
 
 
 def placed(kinds: Kinds, found: list[Column], counts: list[int]) -> Cells:
