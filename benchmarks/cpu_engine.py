@@ -27,6 +27,7 @@ import aiohttp
 
 from hexgen2.deploy import (
     Deployment,
+    EngineFailed,
     EngineOptions,
     LocalLauncher,
     ProcessSpec,
@@ -223,14 +224,26 @@ async def measure(case: Case, requests: int, run_dir: Path) -> Figures:
     deployment = compiled.model_copy(
         update={"processes": tuple(case.change(spec) for spec in compiled.processes)}
     )
-    timeout = aiohttp.ClientTimeout(total=300)
-    async with LocalLauncher(run_dir) as launcher, aiohttp.ClientSession(timeout=timeout) as http:
+    async with LocalLauncher(run_dir) as launcher:
         begun = time.perf_counter()
         await launcher.start(deployment)
         await launcher.wait_ready(600)
         start_s = time.perf_counter() - begun
-        pids = launcher.pids()
-        start_cpu_s = cpu_s(list(pids.values()))
+        work = asyncio.create_task(observe(launcher, deployment, requests, start_s))
+        death = asyncio.create_task(launcher.watch())
+        await asyncio.wait((work, death), return_when=asyncio.FIRST_COMPLETED)
+        if death.done():
+            work.cancel()
+            raise EngineFailed.exited(death.result())
+        death.cancel()
+        return work.result()
+
+
+async def observe(launcher: LocalLauncher, deployment: Deployment, requests: int, start_s: float) -> Figures:
+    """Use running engines and watch them."""
+    pids = launcher.pids()
+    start_cpu_s = cpu_s(list(pids.values()))
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=300)) as http:
         client = Client(http, deployment)
         # Prompts differ from their first token on: nothing comes from a prefix cache.
         times = [await client.two_legs(f"{n} is the number of this prompt. " * 10) for n in range(requests + 1)]
