@@ -6,11 +6,11 @@ own.
 
 `rate` needs no model: processes of their own hold the caches, joined by the same UCX transports for both sides
 of the comparison (all that UCX finds, or those named). Raw NIXL reads the same bytes with the same number of
-processes, in 1 MiB descriptors, with nothing around it: the median of the better of two ways to run it (its own
-polling progress thread, or a look at the network every millisecond). The connector is driven as vLLM drives it:
-an order in, the end out, with announcing, checking and both thread changes in the time. Unlike layouts read
-twice the descriptors, half the size. `first-token` starts two real engines on CPU with each connector and times
-leg 2 with `max_tokens` 1.
+processes, in 1 MiB descriptors, with nothing around it. The two take turns, and the best round of each counts
+(the median is told too), since the machine may be busy with other things. The connector is driven as vLLM
+drives it: an order in, the end out; "order to end" has announcing, checking and both thread changes in it.
+Unlike layouts read twice the descriptors, half the size. `first-token` starts two real engines on CPU with each
+connector and times leg 2 with `max_tokens` 1.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -122,47 +122,58 @@ def _decode(pipe: Connection, tp: int, rank: int, blocks: int, repeat: int) -> N
 # Raw NIXL.
 
 
-def _raw_agent(name: str, polling: bool) -> Any:
+def _raw_agent(name: str) -> Any:
     from nixl._api import nixl_agent, nixl_agent_config
 
-    return nixl_agent(name, nixl_agent_config(enable_prog_thread=polling, backends=["UCX"]))
+    # Without NIXL's own progress thread: it polls without a pause, which on few cores slows down all there is.
+    return nixl_agent(name, nixl_agent_config(enable_prog_thread=False, backends=["UCX"]))
 
 
-def _raw_source(pipe: Connection, rank: int, size: int, polling: bool) -> None:
-    agent = _raw_agent(f"source{rank}", polling)
-    data = np.full(size, rank + 1, dtype=np.uint8)
-    agent.register_memory([(data.ctypes.data, size, 0, "")], "DRAM")
-    pipe.send((agent.get_agent_metadata(), data.ctypes.data))
-    while not pipe.poll(0.1 if polling else 0.001):
+def _raw_buffers(size: int) -> list[np.ndarray]:
+    """`size` bytes in one buffer a layer, as engines have them."""
+    return [np.full(size // LAYERS, 1, dtype=np.uint8) for _ in range(LAYERS)]
+
+
+def _raw_pieces(addresses: Sequence[int], first: int, size: int) -> np.ndarray:
+    """Bytes `first` to `first + size` of each layer's buffer as (address, length, device) of at most 1 MiB."""
+    starts = np.arange(0, size, MIB)
+    rows = [(address + first + start, min(MIB, size - start), 0) for address in addresses for start in starts]
+    return np.array(rows, dtype=np.uint64)
+
+
+def _raw_source(pipe: Connection, rank: int, size: int) -> None:
+    agent = _raw_agent(f"source{rank}")
+    buffers = _raw_buffers(size)
+    agent.register_memory([(buffer.ctypes.data, buffer.nbytes, 0, "") for buffer in buffers], "DRAM")
+    pipe.send((agent.get_agent_metadata(), [buffer.ctypes.data for buffer in buffers]))
+    while not pipe.poll(0.001):
         agent.get_new_notifs()
 
 
-def _raw_reader(pipe: Connection, rank: int, size: int, polling: bool, repeat: int) -> None:
-    agent = _raw_agent(f"reader{rank}", polling)
-    data = np.zeros(size, dtype=np.uint8)
-    agent.register_memory([(data.ctypes.data, size, 0, "")], "DRAM")
+def _raw_reader(pipe: Connection, rank: int, size: int, repeat: int) -> None:
+    agent = _raw_agent(f"reader{rank}")
+    buffers = _raw_buffers(size)
+    here = [buffer.ctypes.data for buffer in buffers]
+    agent.register_memory([(buffer.ctypes.data, buffer.nbytes, 0, "") for buffer in buffers], "DRAM")
     pipe.send("ready")
-    sources = [(agent.add_remote_agent(metadata), address, part) for metadata, address, part in pipe.recv()]
+    sources = [(agent.add_remote_agent(metadata), there, first) for metadata, there, first in pipe.recv()]
+    part = size // len(sources) // LAYERS
     for _ in range(repeat):
         pipe.recv()
-        handles, done = [], 0
         begin = time.perf_counter()
-        for peer, address, part in sources:
-            offsets = np.random.default_rng(0).permutation(np.arange(0, part, MIB))
-            tables = [np.zeros((len(offsets), 3), dtype=np.uint64) for _ in range(2)]
-            for table, base in zip(tables, (data.ctypes.data + done, address), strict=True):
-                table[:, 0], table[:, 1] = base + offsets, MIB
-            local, remote = (agent.get_xfer_descs(table, "DRAM") for table in tables)
+        handles = []
+        for number, (peer, there, first) in enumerate(sources):
+            local = agent.get_xfer_descs(_raw_pieces(here, number * part, part), "DRAM")
+            remote = agent.get_xfer_descs(_raw_pieces(there, first, part), "DRAM")
             handles.append(agent.initialize_xfer("READ", local, remote, peer))
             assert agent.transfer(handles[-1]) != "ERR"
-            done += part
         while handles:
             for handle in list(handles):
                 if agent.check_xfer_state(handle) == "DONE":
                     handle.release()
                     handles.remove(handle)
             time.sleep(0.0002)
-        pipe.send((done, time.perf_counter() - begin))
+        pipe.send((part * LAYERS * len(sources), time.perf_counter() - begin))
 
 
 # The comparison.
@@ -187,37 +198,37 @@ def _processes(targets: Sequence[tuple[Any, ...]]) -> Iterator[list[Connection]]
             process.join()
 
 
-@dataclass(frozen=True)
+@dataclass
 class Rounds:
-    """Bytes of one round, and for each round but the first (which makes the connections) the seconds of the
-    slowest reader's reads, and the seconds from the order to the last reader's word that all is there.
+    """Bytes of a round; of each round the seconds of the slowest reader's reads (`read_s`), and the seconds
+    from the order to the last reader's word that all is there (`whole_s`).
     """
 
-    size: int
-    read_s: list[float]
-    whole_s: list[float]
+    readers: list[Connection]
+    size: int = 0
+    read_s: list[float] = field(default_factory=list)
+    whole_s: list[float] = field(default_factory=list)
 
-    @property
-    def rate(self) -> float:
-        """Bytes/s of the reads."""
-        return self.size / statistics.median(self.read_s)
-
-
-def _rounds(readers: list[Connection], repeat: int) -> Rounds:
-    """Let all readers read at once, `repeat` times."""
-    size, read_s, whole_s = 0, [], []
-    for _ in range(repeat):
+    def run(self) -> None:
+        """One round: all readers read at once."""
         begin = time.perf_counter()
-        for pipe in readers:
+        for pipe in self.readers:
             pipe.send("go")
-        answers = [pipe.recv() for pipe in readers]
-        whole_s.append(time.perf_counter() - begin)
-        read_s.append(max(seconds for _, seconds in answers))
-        size = sum(moved for moved, _ in answers)
-    return Rounds(size, read_s[1:], whole_s[1:])
+        answers = [pipe.recv() for pipe in self.readers]
+        self.whole_s.append(time.perf_counter() - begin)
+        self.read_s.append(max(seconds for _, seconds in answers))
+        self.size = sum(moved for moved, _ in answers)
+
+    def best(self) -> tuple[float, float]:
+        """Bytes/s of the reads and seconds of the whole, in their best rounds but the first (it connects)."""
+        return self.size / min(self.read_s[1:]), min(self.whole_s[1:])
+
+    def median_rate(self) -> float:
+        return self.size / statistics.median(self.read_s[1:])
 
 
-def connector_rounds(senders: int, receivers: int, size: int, repeat: int) -> Rounds:
+@contextmanager
+def connector_rounds(senders: int, receivers: int, size: int, repeat: int) -> Iterator[Rounds]:
     blocks = size // (LAYERS * BLOCK_BYTES)
     prefill = [(_prefill, senders, rank, blocks, repeat) for rank in range(senders)]
     decode = [(_decode, receivers, rank, blocks, repeat) for rank in range(receivers)]
@@ -226,54 +237,57 @@ def connector_rounds(senders: int, receivers: int, size: int, repeat: int) -> Ro
         for pipe in pipes[senders:]:
             pipe.recv()
             pipe.send(addresses)
-        result = _rounds(pipes[senders:], repeat)
+        yield Rounds(pipes[senders:])
         for pipe in pipes[:senders]:
             pipe.send("end")
-        return result
 
 
-def raw_rounds(senders: int, receivers: int, size: int, repeat: int, polling: bool) -> Rounds:
-    sources = [(_raw_source, rank, size // senders, polling) for rank in range(senders)]
-    readers = [(_raw_reader, rank, size // receivers, polling, repeat) for rank in range(receivers)]
+@contextmanager
+def raw_rounds(senders: int, receivers: int, size: int, repeat: int) -> Iterator[Rounds]:
+    sources = [(_raw_source, rank, size // senders) for rank in range(senders)]
+    readers = [(_raw_reader, rank, size // receivers, repeat) for rank in range(receivers)]
     with _processes([*sources, *readers]) as pipes:
         offers = [pipe.recv() for pipe in pipes[:senders]]
         for number, pipe in enumerate(pipes[senders:]):
             pipe.recv()
-            part = size // max(senders, receivers)
-            offset = number * part if senders == 1 else 0
-            pipe.send([(metadata, address + offset, part) for metadata, address in offers])
-        result = _rounds(pipes[senders:], repeat)
+            first = number * size // receivers // LAYERS if senders == 1 else 0
+            pipe.send([(metadata, addresses, first) for metadata, addresses in offers])
+        yield Rounds(pipes[senders:])
         for pipe in pipes[:senders]:
             pipe.send("end")
-        return result
 
 
 def compare_rates(mib: int, repeat: int) -> list[dict[str, Any]]:
+    """Rounds of both in turn, so that a busy machine slows down both."""
     size = mib * MIB // (LAYERS * BLOCK_BYTES) * LAYERS * BLOCK_BYTES
     rows = []
     for name, (senders, receivers) in LAYOUTS.items():
-        raw = {
-            "own thread": raw_rounds(senders, receivers, size, repeat, True),
-            "1 ms": raw_rounds(senders, receivers, size, repeat, False),
-        }
-        best = max(raw, key=lambda way: raw[way].rate)
-        ours, theirs = connector_rounds(senders, receivers, size, repeat), raw[best]
+        with (
+            raw_rounds(senders, receivers, size, repeat) as theirs,
+            connector_rounds(senders, receivers, size, repeat) as ours,
+        ):
+            for _ in range(repeat):
+                theirs.run()
+                ours.run()
         assert ours.size == theirs.size == size, f"{ours.size} bytes were moved, {size} were to be"
+        (our_rate, our_whole), (their_rate, their_whole) = ours.best(), theirs.best()
+        medians = (ours.median_rate(), theirs.median_rate())
         row = {
             "layouts": name,
             "bytes": size,
-            "connector_bytes_per_s": ours.rate,
-            "raw_bytes_per_s": theirs.rate,
-            "raw_progress": best,
-            "ratio": ours.rate / theirs.rate,
-            "connector_order_to_end_s": statistics.median(ours.whole_s),
-            "raw_order_to_end_s": statistics.median(theirs.whole_s),
+            "connector_bytes_per_s": our_rate,
+            "raw_bytes_per_s": their_rate,
+            "ratio": our_rate / their_rate,
+            "connector_median_bytes_per_s": medians[0],
+            "raw_median_bytes_per_s": medians[1],
+            "connector_order_to_end_s": our_whole,
+            "raw_order_to_end_s": their_whole,
         }
         print(
-            f"{name}: {size / MIB:.0f} MiB, connector {ours.rate / 1e9:.2f} GB/s,"
-            f" raw NIXL ({best}) {theirs.rate / 1e9:.2f} GB/s: {100 * row['ratio']:.0f}%;"
-            f" order to end {1e3 * row['connector_order_to_end_s']:.1f} ms,"
-            f" raw {1e3 * row['raw_order_to_end_s']:.1f} ms",
+            f"{name}: {size / MIB:.0f} MiB, connector {our_rate / 1e9:.2f} GB/s"
+            f" (median {medians[0] / 1e9:.2f}), raw NIXL {their_rate / 1e9:.2f}"
+            f" (median {medians[1] / 1e9:.2f}): {100 * row['ratio']:.0f}%;"
+            f" order to end {1e3 * our_whole:.1f} ms, raw {1e3 * their_whole:.1f} ms",
             file=sys.stderr,
         )
         rows.append(row)

@@ -76,7 +76,7 @@ class ControlServer:
         self._metadata = transport.metadata
         self._server: asyncio.Server | None = None
         self._ordered = asyncio.Condition()
-        self._pumping = asyncio.Event()
+        self._pump: asyncio.Handle | None = None
         self._pump_until = 0.0
         self._reading = 0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -84,7 +84,6 @@ class ControlServer:
     async def start(self, host: str, port: int) -> int:
         """Listen on `port` (0: any); the port. Raises OSError if it is taken."""
         self._server = await asyncio.start_server(self._serve, host, port, limit=LONGEST_REQUEST)
-        self._spawn(self._pump())
         self._spawn(self._expire())
         return int(self._server.sockets[0].getsockname()[1])
 
@@ -98,6 +97,8 @@ class ControlServer:
     async def close(self) -> None:
         if self._server is not None:
             self._server.close()
+        if self._pump is not None:
+            self._pump.cancel()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -165,7 +166,7 @@ class ControlServer:
         if isinstance(request, Announce):
             self._reading += (request.lease, request.reader) not in announced
             announced.add((request.lease, request.reader))
-            self._pumping.set()
+            self._start_pump()
         elif isinstance(request, Finish) and (request.lease, request.reader) in announced:
             self._reading -= 1
             announced.discard((request.lease, request.reader))
@@ -210,19 +211,22 @@ class ControlServer:
 
     def _pump_for(self, seconds: float) -> None:
         self._pump_until = max(self._pump_until, time.monotonic() + seconds)
-        self._pumping.set()
+        self._start_pump()
 
-    async def _pump(self) -> None:
-        """Look after the network while somebody reads or connects; sleep otherwise."""
-        while True:
-            await self._pumping.wait()
-            # Also for readers whose lease has ended: their reads must come to an end to be found invalid.
-            if time.monotonic() >= self._pump_until and not self._reading:
-                self._pumping.clear()
-                continue
-            try:
-                self._transport.progress()
-            except Exception:  # NIXL raises its own types; the reader notices by itself
-                logger.exception("KV transport: progress failed")
-                await asyncio.sleep(0.1)
-            await asyncio.sleep(PUMP_S)
+    def _start_pump(self) -> None:
+        if self._pump is None:
+            self._pump = asyncio.get_running_loop().call_soon(self._pump_once)
+
+    def _pump_once(self) -> None:
+        """Look after the network while somebody reads or connects; a timer, since it may tick for long."""
+        # Also for readers whose lease has ended: their reads must come to an end to be found invalid.
+        if not self._reading and time.monotonic() >= self._pump_until:
+            self._pump = None
+            return
+        pause = PUMP_S
+        try:
+            self._transport.progress()
+        except Exception:  # NIXL raises its own types; the reader notices by itself
+            logger.exception("KV transport: progress failed")
+            pause = 0.1
+        self._pump = asyncio.get_running_loop().call_later(pause, self._pump_once)

@@ -172,15 +172,33 @@ class Loader:
                 kernel_blocks(order.offer.blocks, remote_block_tokens // there),
                 there,
             )
-        return concatenate(
-            [
-                layer_regions(
-                    part.here,
-                    part.there,
-                    part.first_head,
-                    part.end_head,
-                    chunks[part.here.block_tokens, part.there.block_tokens],
+        shapes: dict[tuple[object, ...], tuple[_Part, Regions]] = {}  # and mostly one shape
+        regions = []
+        for part in parts:
+            shape = (part.first_head, part.end_head, _shape(part.here), _shape(part.there))
+            if shape not in shapes:
+                pair = chunks[part.here.block_tokens, part.there.block_tokens]
+                shapes[shape] = (
+                    part,
+                    layer_regions(part.here, part.there, part.first_head, part.end_head, pair),
                 )
-                for part in parts
-            ]
-        )
+            first, runs = shapes[shape]
+            local = part.here.address - first.here.address
+            regions.append(runs.moved(local, part.there.address - first.there.address))
+        return concatenate(regions)
+
+
+def _shape(shard: LayerShard) -> tuple[object, ...]:
+    """All that matters to where a shard's bytes lie, but for its address."""
+    return (
+        shard.first_head,
+        shard.heads,
+        shard.blocks,
+        shard.block_tokens,
+        shard.block_stride,
+        shard.head_stride,
+        shard.token_stride,
+        shard.state_bytes,
+        shard.element_bytes,
+        shard.slab,
+    )

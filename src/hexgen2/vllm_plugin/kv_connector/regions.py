@@ -34,6 +34,10 @@ class Regions:
     def __len__(self) -> int:
         return len(self.length)
 
+    def moved(self, local: int, remote: int) -> Regions:
+        """The same runs, so many bytes further on either side."""
+        return Regions(self.local + local, self.remote + remote, self.length)
+
 
 @dataclass(frozen=True)
 class TokenChunks:
