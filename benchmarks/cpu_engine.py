@@ -232,6 +232,8 @@ async def measure(case: Case, requests: int, run_dir: Path) -> Figures:
         work = asyncio.create_task(observe(launcher, deployment, requests, start_s))
         death = asyncio.create_task(launcher.watch())
         await asyncio.wait((work, death), return_when=asyncio.FIRST_COMPLETED)
+        if work.done() and work.exception():
+            await asyncio.wait((death,), timeout=5)  # a lost connection may be the first sign of a death
         if death.done():
             work.cancel()
             raise EngineFailed.exited(death.result())
