@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 
 import pytest
 
@@ -17,7 +19,12 @@ from hexgen2.vllm_plugin.kv_connector.transfer_plan import received_bytes
 from .layouts import Memory, Stage, build_memories, untouched, write_sequence, wrong_elements
 from .workers import Worker, make_offer
 
-pytest.importorskip("nixl", reason="NIXL comes with the cpu and cuda extras")
+needs_nixl = pytest.mark.skipif(find_spec("nixl") is None, reason="NIXL comes with the cpu and cuda extras")
+# Whichever of the two is loaded second crashes. Engines load NIXL alone, planners OR-Tools alone.
+needs_process = pytest.mark.skipif(
+    "ortools" in sys.modules, reason="NIXL and OR-Tools cannot share a process: run tests/vllm_plugin by itself"
+)
+pytestmark = [needs_nixl, needs_process]
 
 SIZES = {"kv_heads": 4, "channels": 4, "blocks": 12, "block_tokens": 8}
 TOKENS, THERE, HERE = 40, (7, 2, 9, 0, 4), (1, 2, 3, 8, 10)
