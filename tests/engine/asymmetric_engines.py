@@ -26,6 +26,7 @@ START_S = 240.0
 ANSWER_S = 120.0
 STOP_S = 30.0
 TOKENS = 48
+VOCABULARY = 2048
 LENGTHS = (10, 37, 100, 203, 400)
 CHUNKED = ("--enable-chunked-prefill", "--max-num-batched-tokens", "96")
 WHOLE = ("--no-enable-chunked-prefill", "--max-num-batched-tokens", "1024")
@@ -155,14 +156,14 @@ def engine(
         running.stop()
 
 
-def prompts(vocabulary: int = 2048) -> list[list[int]]:
+def prompts() -> list[list[int]]:
     """Prompts of 10 to 400 token ids, always the same ones, without the special ids."""
     dice = random.Random(5)
-    return [[dice.randrange(8, vocabulary) for _ in range(length)] for length in LENGTHS]
+    return [[dice.randrange(8, VOCABULARY) for _ in range(length)] for length in LENGTHS]
 
 
-def greedy(running: Engine, vocabulary: int = 2048) -> list[list[int]]:
-    """What the engine continues all prompts with, sent at once."""
+def greedy(running: Engine, *, at_once: int = len(LENGTHS)) -> list[list[int]]:
+    """What the engine continues all prompts with, `at_once` of them sent together."""
 
     def continue_(prompt: list[int]) -> list[int]:
         body = {
@@ -176,9 +177,8 @@ def greedy(running: Engine, vocabulary: int = 2048) -> list[list[int]]:
         ids: list[int] = running.post(body)["choices"][0]["token_ids"]
         return ids
 
-    sent = prompts(vocabulary)
-    with ThreadPoolExecutor(len(sent)) as pool:
-        answers = list(pool.map(continue_, sent))
+    with ThreadPoolExecutor(at_once) as pool:
+        answers = list(pool.map(continue_, prompts()))
     assert all(len(answer) == TOKENS for answer in answers)
     return answers
 
