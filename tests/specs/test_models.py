@@ -215,7 +215,7 @@ BAD = [
     ({**LLAMA, "tie_word_embeddings": "yes"}, "tie_word_embeddings", "'yes' is not true or false", "true"),
     ({**LLAMA, "torch_dtype": "int3"}, "torch_dtype", "unknown dtype 'int3'", "bfloat16"),
     ({**LLAMA, "dtype": ["x"]}, "dtype", "unknown dtype ['x']", "bfloat16"),
-    ({**QWEN_MOE, "num_experts_per_tok": 9}, "", "9 experts per token are more than the 8", "correct"),
+    ({**QWEN_MOE, "num_experts_per_tok": 9}, "", "9 experts per token, but there are only 8", "correct"),
     ({**QWEN_MOE, "decoder_sparse_step": 2}, "decoder_sparse_step", "2 is not supported", "docs/catalog.md"),
     ({**QWEN_MOE, "mlp_only_layers": [2]}, "mlp_only_layers", "[2] is not supported", "docs/catalog.md"),
     ({**DEEPSEEK, "moe_layer_freq": 2}, "moe_layer_freq", "2 is not supported", "docs/catalog.md"),
