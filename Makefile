@@ -16,10 +16,10 @@ lint: venv
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 
-# NIXL (the plugin's tests) and OR-Tools (the others') crash in one process, so the plugin's run by themselves.
+# NIXL crashes beside OR-Tools in one process, so the KV connector's tests run by themselves.
 unit: venv
-	$(PY) -m pytest -q -n 2 -m "not engine and not slow" --ignore tests/vllm_plugin
-	$(PY) -m pytest -q -m "not engine and not slow" tests/vllm_plugin
+	$(PY) -m pytest -q -n 2 -m "not engine and not slow" --ignore tests/vllm_plugin/kv_connector
+	$(PY) -m pytest -q -m "not engine and not slow" tests/vllm_plugin/kv_connector
 
 engine: venv
 	HEXGEN2_ENGINE_REQUIRED=1 $(PY) -m pytest -q -m "engine and not slow" --timeout 900
