@@ -93,16 +93,14 @@ def run(args: argparse.Namespace) -> int:
     directory = Path(args.directory)
 
     console.rule("1. Llama-2-70B on 20 unlike GPUs: the plan", align="left")
-    mixed = plan_example(MIXED_CLUSTER, "llama-2-70b", "hphd", "hexgen2")
+    mixed = plan_example(MIXED_CLUSTER, "llama-2-70b", "hphd")
     print_plan(console, mixed)
     output.write_json(directory / "mixed.json", mixed.document())
     save_picture(mixed, directory / "mixed.svg")
     console.print(f"saved: {directory / 'mixed.json'}, picture {directory / 'mixed.svg'}\n")
 
     console.rule("2. The tiny model on this machine: the plan", align="left")
-    # The paper's solver plans no colocated groups, and on one machine a colocated group would win: there is
-    # nothing to gain from moving KV caches between engines that share its cores.
-    local = plan_example(LOCAL_CLUSTER, "tiny-llama", LOCAL_WORKLOAD, "paper")
+    local = plan_example(LOCAL_CLUSTER, "tiny-llama", LOCAL_WORKLOAD)
     print_plan(console, local)
     output.write_json(directory / "local.json", local.document())
     if not local.role_groups("prefill") or len(local.role_groups("decode")) < 2:
@@ -120,15 +118,19 @@ def run(args: argparse.Namespace) -> int:
     return 0 if report["failed"] == 0 and report["identical"] and report["kv_bytes"] > 0 else 1
 
 
-def plan_example(cluster: str, model: str, workload: str, solver: str) -> Plan:
-    """Plan a shipped example."""
+def plan_example(cluster: str, model: str, workload: str) -> Plan:
+    """Plan a shipped example with the paper's solver, which always disaggregates.
+
+    The default solver may choose colocated groups, on one machine in particular: there is nothing to gain from
+    moving KV caches between engines that share its cores. The demo is to show the transfer.
+    """
     from hexgen2.cli.main import build_parser
     from hexgen2.cli.planning import load_problem
     from hexgen2.scheduler import schedule
 
     path = example_cluster(cluster)
     args = build_parser().parse_args(["plan", "--cluster", str(path), "--model", model, "--workload", workload])
-    return schedule(load_problem(args), solver=solver, seed=args.seed, clock=time.monotonic)
+    return schedule(load_problem(args), solver="paper", seed=args.seed, clock=time.monotonic)
 
 
 def example_cluster(name: str) -> Path:
