@@ -47,8 +47,8 @@ def engines(
     policy: dict[str, str] | None = None,
     **settings: Any,
 ) -> Iterator[dict[str, Engine]]:
-    """Engines by name, all ready. `names` maps a name to a layout, `each` to its own arguments, `settings` are the
-    connector's."""
+    """Engines by name, all ready. `names` maps a name to a layout, `each` to its own arguments; `settings` are
+    the connector's."""
     with ExitStack() as stack:
         running = {}
         for name, text in names.items():

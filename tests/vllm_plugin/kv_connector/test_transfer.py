@@ -20,7 +20,7 @@ from .layouts import Memory, Stage, build_memories, untouched, write_sequence, w
 from .workers import Worker, make_offer
 
 needs_nixl = pytest.mark.skipif(find_spec("nixl") is None, reason="NIXL comes with the cpu and cuda extras")
-# NIXL crashes in a process with OR-Tools (either order), and in one where the tests of the asymmetric executor have
+# NIXL crashes in a process with OR-Tools (either order), and where the tests of the asymmetric executor have
 # run. Engines load neither.
 needs_process = pytest.mark.skipif(
     not {"ortools", "vllm"}.isdisjoint(sys.modules),
