@@ -40,15 +40,9 @@ def layout(text: str) -> Layout:
 
 @contextmanager
 def engines(
-    folder: Path,
-    names: dict[str, str],
-    *more: str,
-    each: dict[str, tuple[str, ...]] | None = None,
-    policy: dict[str, str] | None = None,
-    **settings: Any,
+    folder: Path, names: dict[str, str], *more: str, policy: dict[str, str] | None = None, **settings: Any
 ) -> Iterator[dict[str, Engine]]:
-    """Engines by name, all ready. `names` maps a name to a layout, `each` to its own arguments; `settings` are
-    the connector's."""
+    """Engines by name, all ready; `names` maps a name to a layout, `settings` are the connector's."""
     with ExitStack() as stack:
         running = {}
         for name, text in names.items():
@@ -61,8 +55,7 @@ def engines(
                 "kv_load_failure_policy": (policy or {}).get(name, "fail"),
                 "kv_connector_extra_config": {"host": "127.0.0.1", **settings},
             }
-            own = (each or {}).get(name, ())
-            arguments = (*chosen.arguments, "--kv-transfer-config", json.dumps(transfer), *more, *own)
+            arguments = (*chosen.arguments, "--kv-transfer-config", json.dumps(transfer), *more)
             log = folder / f"{name}.log"
             running[name] = stack.enter_context(engine(chosen.command, tiny_llama(), log, *arguments))
         for started in running.values():
