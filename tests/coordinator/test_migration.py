@@ -176,6 +176,22 @@ async def test_only_the_end_was_missing() -> None:
         assert events[-1] == "[DONE]"
 
 
+@pytest.mark.parametrize("lost", [False, True])
+async def test_nothing_comes_after_done(lost: bool) -> None:
+    """The engine's `[DONE]` has been sent on; the rest of its body never comes, or the engine is lost then."""
+    async with running(TWO) as stand:
+        fail_first(stand, "no_end", 0)
+        task = asyncio.create_task(stand.stream("a b", max_tokens=6))
+        if lost:
+            fleet = stand.coordinator.fleet
+            await until(lambda: any(call.done for engine in fleet.engines.values() for call in engine.calls))
+            for engine in fleet.engines.values():
+                fleet.mark_down(engine, "lost by the test")
+        events = await asyncio.wait_for(task, 4)
+        assert text_of(events) == expected("a b", 6)
+        assert [event for event in events if event == "[DONE]"] == ["[DONE]"] == events[-1:]
+
+
 async def test_kills_under_load_lose_nothing() -> None:
     """Streams and plain requests while engines die one after another: every answer is whole and right."""
     routes = {"p0>d0": 0.2, "p1>d1": 0.2, "p1>d2": 0.2, "c0": 0.2, "c1": 0.2}

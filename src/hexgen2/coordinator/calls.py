@@ -21,6 +21,9 @@ from hexgen2.coordinator.stream import DONE, EventBlocks, failure_in
 # Shorter than the 5 s after which uvicorn closes an idle connection: a request must not meet a closing one.
 _KEEPALIVE_S = 3.0
 
+# How long the end of a body may take after `[DONE]` before the connection is closed instead of kept.
+_TAIL_S = 0.2
+
 
 class EngineClient:
     """Connections to the engines, and the watch over the calls that use them.
@@ -143,8 +146,8 @@ class EngineCall:
             raise EngineFailure("lost", self.engine.id, detail) from error
 
     def expire(self, kind: FailureKind, detail: str) -> None:
-        """End the call from outside, as a failure of its engine."""
-        if self._expired is None:
+        """End the call from outside, as a failure of its engine; one that has all its answer cannot fail."""
+        if self._expired is None and not self.done:
             self._expired = (kind, detail)
             self._scope.reschedule(asyncio.get_running_loop().time())
 
@@ -187,7 +190,9 @@ class EngineCall:
         if self._pending_failure is not None:
             raise self._pending_failure
         if self.done:
-            await self.read(within_s)  # the few bytes that end the body: the connection can serve again
+            with contextlib.suppress(TimeoutError, aiohttp.ClientError):
+                async with asyncio.timeout(_TAIL_S):
+                    await self._response.read()  # the end of the body: then the connection can serve again
             return None
         while True:
             self._wait_up_to(within_s)

@@ -298,7 +298,7 @@ class _Run:
         out = protocol.TextOut(self.g.stops, self.g.keep_stop)
         count = 0
         while (token := await sequence.queue.get()) is not None:
-            if self.fault is not None and count == self.fault.after_tokens:
+            if self.fault is not None and count == self.fault.after_tokens and self.fault.kind != "no_end":
                 await self._strike(self.fault)
             count += 1
             self.generated += 1
@@ -379,6 +379,8 @@ class _Run:
                 body |= {"choices": [], "usage": protocol.usage(self.prompt_tokens, self.generated)}
                 await response.write(protocol.event(body))
             await response.write(b"data: [DONE]\n\n")
+            if self.fault is not None and self.fault.kind == "no_end":
+                await asyncio.Event().wait()
             return response
         finally:
             for feeder in feeders:
