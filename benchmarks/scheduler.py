@@ -2,9 +2,7 @@
 
     python benchmarks/scheduler.py --sizes 64,320,1024 [--solvers hexgen2] [--seeds 1] [-o FILE]
 
-Writes one JSON document with a row per run and prints a table. `hexgen2` counts links and NICs that several
-routes share; the other solvers count every route singly, as the paper does, so theirs may promise more than
-the network carries.
+Writes one JSON document with a row per run and prints a table. All plans are valued with links and NICs shared.
 """
 
 from __future__ import annotations

@@ -7,12 +7,13 @@ from collections import defaultdict
 from hexgen2.specs.cluster import Cluster
 from hexgen2.specs.model import Model
 from hexgen2.specs.plan import Group, Plan
+from hexgen2.specs.workload import Lengths
 
 TOLERANCE = 1e-6
 
 
-def check_plan(plan: Plan, model: Model, *, coupled: bool = False, mean_input: float = 0.0) -> None:
-    """Assert what must hold of every plan; ``coupled``: also that no link or NIC is overloaded."""
+def check_plan(plan: Plan, model: Model, lengths: Lengths) -> None:
+    """Assert what must hold of every plan of every solver, under this load."""
     assert plan.groups
     used = [gpu for group in plan.groups for gpu in group.gpus]
     assert len(used) == len(set(used)), "a GPU stands in two groups"
@@ -21,8 +22,7 @@ def check_plan(plan: Plan, model: Model, *, coupled: bool = False, mean_input: f
         assert sum(stage.layers for stage in group.stages) == model.layers
         check_memory(group, plan.cluster, model)
     check_flow(plan)
-    if coupled:
-        check_network(plan, model, mean_input)
+    check_network(plan, model, float(lengths.inputs.mean()))
 
 
 def check_memory(group: Group, cluster: Cluster, model: Model) -> None:
@@ -61,11 +61,12 @@ def check_flow(plan: Plan) -> None:
 
 
 def check_network(plan: Plan, model: Model, mean_input: float) -> None:
-    """Bytes per second on every directed pair of nodes and every NIC, from the plan's layers and heads."""
+    """Bytes per second on every pair of nodes, NIC and sending GPU, from the plan's layers and heads."""
     cluster = plan.cluster
     pairs: dict[tuple[int, int], float] = defaultdict(float)
     sent: dict[int, float] = defaultdict(float)
     received: dict[int, float] = defaultdict(float)
+    ports: dict[str, float] = defaultdict(float)
     for route in plan.routes:
         source, target = plan.group_by_id[route.source], plan.group_by_id[route.target]
         for layer in range(model.layers):
@@ -77,13 +78,18 @@ def check_network(plan: Plan, model: Model, mean_input: float) -> None:
                     # Receivers spread over the owners of a replicated head, each reading one of them.
                     sender = owners[rank % len(owners)][1]
                     a, b = cluster.gpu_by_id[sender].node, cluster.gpu_by_id[receiver].node
-                    if a != b:
-                        size = model.kv_bytes_per_token_layer / model.kv_shards * mean_input * route.rps
+                    size = model.kv_bytes_per_token_layer / model.kv_shards * mean_input * route.rps
+                    if a == b:
+                        ports[sender] += size
+                    else:
                         pairs[a, b] += size
                         sent[a] += size
                         received[b] += size
     for (a, b), load in pairs.items():
         assert load <= cluster.node_link(a, b).bandwidth * (1 + TOLERANCE), f"link {a}→{b} is overloaded"
+    for gpu, load in ports.items():
+        inside = cluster.intra_link(cluster.gpu_by_id[gpu].node).bandwidth
+        assert load <= inside * (1 + TOLERANCE), f"the port of GPU {gpu} is overloaded"
     for node, load in [*sent.items(), *received.items()]:
         assert load <= cluster.nic_bandwidth(node) * (1 + TOLERANCE), f"NIC of node {node} is overloaded"
 

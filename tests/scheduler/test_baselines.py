@@ -27,7 +27,7 @@ def plans() -> dict[str, Plan]:
 
 def test_every_baseline_gives_a_valid_plan(plans: dict[str, Plan]) -> None:
     for plan in plans.values():
-        check_plan(plan, SMALL)
+        check_plan(plan, SMALL, task().lengths)
 
 
 def test_distserve_joins_like_gpus_only_and_has_one_parallelism_a_phase(plans: dict[str, Plan]) -> None:

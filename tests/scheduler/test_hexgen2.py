@@ -69,8 +69,8 @@ def ratio(seed: int, most: int) -> float | None:
     found = schedule(task, solver="hexgen2")
     assert found.upper_bound is not None
     assert best.objective.value <= found.upper_bound, "the bound is below the optimum"
-    check_plan(best, task.model, coupled=True, mean_input=float(task.lengths.inputs.mean()))
-    check_plan(found, task.model, coupled=True, mean_input=float(task.lengths.inputs.mean()))
+    check_plan(best, task.model, task.lengths)
+    check_plan(found, task.model, task.lengths)
     return found.objective.value / best.objective.value
 
 
@@ -105,7 +105,7 @@ def test_never_below_the_best_colocated_start(engine: str) -> None:
     cells = placed(kinds, alone, [int(count) for count in counts])
     colocated = sum(option.rps for cell in cells if (option := evaluator.choose(cell.members, cell.role)))
     plan = schedule(task)
-    check_plan(plan, LARGE, coupled=True, mean_input=float(task.lengths.inputs.mean()))
+    check_plan(plan, LARGE, task.lengths)
     assert plan.objective.value >= colocated * (1 - 1e-6)
 
 
@@ -123,10 +123,11 @@ def test_more_time_never_makes_it_worse() -> None:
 
 
 def test_one_replica_is_served_colocated() -> None:
-    plan = schedule(problem(cluster((A100, 3)), LARGE))
+    task = problem(cluster((A100, 3)), LARGE)
+    plan = schedule(task)
     assert [group.role for group in plan.groups] == ["colocated"]
     assert plan.routes == ()
-    check_plan(plan, LARGE)
+    check_plan(plan, LARGE, task.lengths)
 
 
 def test_too_many_gpus_for_looking_at_every_plan() -> None:

@@ -13,8 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 from ortools.graph.python import max_flow
 
-from hexgen2.specs.plan import Bottleneck
-
 FloatArray = NDArray[np.float64]
 _SCALE = float(2**40)
 _UNBOUNDED = 2**50
@@ -129,26 +127,6 @@ def cut_value(flow: Flow) -> float:
         }[str(kind)]
         total += float(capacities[tuple(int(index) for index in place)])
     return total
-
-
-def describe_cut(
-    flow: Flow, prefill: Sequence[str], decode: Sequence[str], colocated: Sequence[str]
-) -> Bottleneck:
-    """The minimum cut with the groups' ids: its elements, and in words what limits the plan."""
-    groups_p = [prefill[int(place[1])] for place in flow.cut if place[0] == "prefill"]
-    groups_d = [decode[int(place[1])] for place in flow.cut if place[0] == "decode"]
-    routes = [f"{prefill[int(place[1])]}→{decode[int(place[2])]}" for place in flow.cut if place[0] == "route"]
-    parts = []
-    if groups_p:
-        parts.append(phrase("prefill", groups_p, len(prefill)))
-    if groups_d:
-        parts.append(phrase("decode", groups_d, len(decode)))
-    if routes:
-        parts.append(f"the KV transfers {', '.join(routes)}")
-    if colocated:
-        parts.append(phrase("colocated", list(colocated), len(colocated)))
-    text = f"{' and '.join(parts)} {'is' if len(parts) == 1 and not routes else 'are'} at capacity"
-    return Bottleneck(elements=(*groups_p, *routes, *groups_d, *colocated), text=text)
 
 
 def phrase(role: str, ids: Sequence[str], total: int) -> str:

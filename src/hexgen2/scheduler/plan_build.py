@@ -22,18 +22,21 @@ NEGLIGIBLE = 1e-9
 
 
 WORTH_TELLING = 0.01
-"""Part of a group's rate that a forbidden layout must gain to be named."""
+"""Part of a rate that a forbidden layout must gain, or shared links must cost, to be told of."""
 
 
 @dataclass(frozen=True)
 class Extras:
-    """What a solver knows besides its solution."""
+    """What a solver knows besides its solution.
+
+    ``counted_singly``: its search gave every route the network to itself, so a note tells what that promised.
+    """
 
     upper_bound: float | None = None
     rejected: tuple[Rejection, ...] = ()
     shadow_prices: tuple[dict[str, Any], ...] = ()
     notes: tuple[str, ...] = ()
-    coupled: bool = True
+    counted_singly: bool = False
 
 
 def build(
@@ -52,7 +55,7 @@ def build(
     ``cluster`` is the one to write into the plan (its nodes in the user's order). Groups that carry nothing are
     left out and named in the notes, as are GPUs in no group. Ids count by role, the busiest group first.
     """
-    settled = settle(evaluator, solution, coupled=extras.coupled)
+    settled = settle(evaluator, solution)
     value = settled.value
     load = [_carried(settled, solution, cell) for cell in range(len(solution.cells))]
     used = [cell for cell, rps in enumerate(load) if rps > NEGLIGIBLE * value]
@@ -85,10 +88,10 @@ def build(
         wall_s=wall_s,
         groups=groups,
         routes=routes,
-        bottleneck=bottleneck(settled, solution, problem.cluster, *names),
+        bottleneck=bottleneck(settled, problem.cluster, *names),
         shadow_prices=extras.shadow_prices,
         rejected=(*extras.rejected, *rejections(evaluator, solution, order, ids)),
-        notes=(*extras.notes, *_idle_notes(problem, groups)),
+        notes=(*extras.notes, *_sharing_notes(settled, solution, extras), *_idle_notes(problem, groups)),
     )
 
 
@@ -189,6 +192,17 @@ def _option(solution: Solution, cell: int) -> Option:
     option = solution.options[cell]
     assert option is not None, "a cell that carries requests has a layout"
     return option
+
+
+def _sharing_notes(settled: Settled, solution: Solution, extras: Extras) -> tuple[str, ...]:
+    """What the search's flow promised, where the shared network carries less."""
+    flow = solution.flow.value
+    if not extras.counted_singly or settled.value >= flow * (1 - WORTH_TELLING):
+        return ()
+    return (
+        f"the search counted every route by itself and found {flow:.4g} requests/s; "
+        f"links and NICs that routes share carry {settled.value:.4g}",
+    )
 
 
 def _idle_notes(problem: Problem, groups: Sequence[Group]) -> tuple[str, ...]:

@@ -137,7 +137,7 @@ def assemble(evaluator: Evaluator, cells: Sequence[Cell], options: Sequence[Opti
     return Solution(tuple(cells), tuple(options), solve(network), tuple(place), idle)
 
 
-def route_program(evaluator: Evaluator, solution: Solution, *, coupled: bool = True) -> RouteProgram:
+def route_program(evaluator: Evaluator, solution: Solution) -> RouteProgram:
     """The linear program of a solution's routes."""
     network = solution.flow.network
     rows: dict[Role, list[Option]] = {"prefill": [], "decode": [], "colocated": []}
@@ -147,11 +147,8 @@ def route_program(evaluator: Evaluator, solution: Solution, *, coupled: bool = T
     sources, targets = np.nonzero(network.routes > 0)
     loads: list[Loads] = []
     for i, j in zip(sources, targets, strict=True):
-        if coupled:
-            found = evaluator.loads(rows["prefill"][i], rows["decode"][j])
-            loads.append(tuple((_of_group(resource, int(i)), seconds) for resource, seconds in found))
-        else:
-            loads.append(((("route", int(i), int(j)), 1 / float(network.routes[i, j])),))
+        found = evaluator.loads(rows["prefill"][i], rows["decode"][j])
+        loads.append(tuple((_of_group(resource, int(i)), seconds) for resource, seconds in found))
     return RouteProgram(network.prefill, network.decode, sources, targets, loads)
 
 
