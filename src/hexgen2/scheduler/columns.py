@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations_with_replacement, product
+from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,8 @@ Parts = tuple[tuple[int, int], ...]
 """(kind, GPUs of one node of it), one entry per node, sorted."""
 SMALL_NODES = 4
 """Nodes up to which groups over any of them are templates; in larger clusters groups span two, or like ones."""
+MOST_VECTORS = 400
+"""GPU counts by node that such groups may have at most: four nodes of eight GPUs would have 6,561."""
 MANY_NODES = 10
 """Nodes beyond which a group that spans two takes only powers of two, or all, of each."""
 
@@ -137,7 +140,7 @@ def part_lists(evaluator: Evaluator, kinds: Kinds) -> Iterator[Parts]:
     """Which parts groups are made of."""
     counts = evaluator.topology.counts
     number = len(kinds.nodes)
-    if len(counts) <= SMALL_NODES:
+    if len(counts) <= SMALL_NODES and prod(count + 1 for count in counts) <= MOST_VECTORS:
         seen = set()
         for vector in product(*(range(count + 1) for count in counts)):
             parts = tuple(sorted((kinds.of_node[node], gpus) for node, gpus in enumerate(vector) if gpus))
