@@ -285,3 +285,48 @@ async def test_variables_are_set_and_taken_away(
         await launcher.start(deployment(family, "silent").model_copy(update={"processes": (spec,)}))
         assert (await asyncio.wait_for(launcher.watch(), 10)).exit_code == 0
     assert (tmp_path / "run" / "e0.log").read_text() == "{'HEXGEN2_TEST': '1'}\n"
+
+
+async def test_a_group_of_several_processes_is_ended_and_started_as_a_whole(
+    tmp_path: Path, family: Family
+) -> None:
+    spec = deployment(family, "family", "!silent", "dies-later")
+    head, rank, other = spec.processes
+    group = {"group_id": "e0"}
+    spec = spec.model_copy(
+        update={"processes": (head.model_copy(update=group), rank.model_copy(update=group), other)}
+    )
+    async with LocalLauncher(tmp_path / "run") as launcher:
+        await launcher.start(spec)
+        await launcher.wait_ready(60)
+        family.wait_for(6)
+        before = launcher.pids()
+        watch = asyncio.create_task(launcher.watch("e0"))
+        await launcher.end_group("e0")
+        assert set(launcher.pids()) <= {"e2"}
+        await launcher.start_group("e0")
+        await launcher.wait_ready(60, groups=("e0",))
+        after = launcher.pids()
+        assert before["e0"] != after["e0"]
+        assert before["e1"] != after["e1"]
+        assert launcher.log_of("e0") == tmp_path / "run" / "e0.again1.log"
+        assert "starting" in launcher.log_of("e0").read_text()
+        watch.cancel()
+        os.kill(after["e1"], signal.SIGTERM)
+        gone = await asyncio.wait_for(launcher.watch("e0"), 20)
+        assert (gone.process, gone.log.name) == ("e1", "e1.again1.log")
+    assert not family.alive()
+
+
+async def test_a_group_whose_port_was_taken_meanwhile_is_not_started(tmp_path: Path, family: Family) -> None:
+    spec = deployment(family, "family")
+    async with LocalLauncher(tmp_path / "run") as launcher:
+        await launcher.start(spec)
+        await launcher.wait_ready(60)
+        await launcher.end_group("e0")
+        with socket.socket() as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(("127.0.0.1", spec.processes[0].ports["http"]))
+            listener.listen()
+            with pytest.raises(InputError, match="is in use"):
+                await launcher.start_group("e0")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -10,7 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,7 +79,15 @@ def plan_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def service(plan_file: Path) -> Iterator[Service]:
     log = plan_file.parent / "serve.log"
     with log.open("w") as stderr:
-        arguments = ("--port", "0", "--json", "--run-directory", plan_file.parent / "run")
+        arguments = (
+            "--port",
+            "0",
+            "--json",
+            "--run-directory",
+            plan_file.parent / "run",
+            "--max-restarts",
+            "1",
+        )
         process = subprocess.Popen(
             hexgen2("serve", plan_file, *arguments), stdout=subprocess.PIPE, stderr=stderr, text=True
         )
@@ -170,16 +179,50 @@ def test_bench_measures_the_service(service: Service) -> None:
     assert document["kv_transfer"]["bytes"] > 0
 
 
-def test_a_killed_engine_ends_the_service_with_a_clear_error(service: Service) -> None:
-    """The last test of this module: the only decode engine dies, so nothing can be served any more."""
-    victim = next(process for process in service.engines if is_server(process, service, "d0"))
-    victim.send_signal(signal.SIGKILL)
+def test_a_killed_engine_is_started_again_and_the_requests_wait_for_it(service: Service) -> None:
+    """The only decode engine dies in the middle of a stream, its successor has another KV identity."""
+    client = service.client().with_options(timeout=120)
+    fields = {"model": "tiny-llama", "prompt": "Once upon a time", "max_tokens": 200, "temperature": 0}
+    fields |= {"extra_body": {"ignore_eos": True}}
+    whole = client.completions.create(**fields).choices[0].text
+    chunks = client.completions.create(**fields, stream=True)
+    text = next(iter(chunks)).choices[0].text
+    kill(service, "d0")
+    wait_for(lambda: service.get("/health")[0] == 503)
+    wait_for(lambda: service.get("/health")[0] == 200, within_s=90)
+    assert client.completions.create(**fields).choices[0].text == whole
+    assert 'hexgen2:engine_restarts_total{group="d0",role="decode"} 1.0' in service.get("/metrics")[1].decode()
+    # The stream waited for an engine only as long as a client would: it went on, or ended with an error.
+    with contextlib.suppress(openai.APIError):
+        text += "".join(chunk.choices[0].text for chunk in chunks if chunk.choices)
+        assert text == whole
+    assert whole.startswith(text)
+
+
+def test_an_engine_that_does_not_last_ends_the_service_with_a_clear_error(service: Service) -> None:
+    """The last test of this module: the only decode engine dies once more, and was to be restarted once."""
+    engines = psutil.Process(service.process.pid).children(recursive=True)
+    kill(service, "d0")
     assert service.process.wait(timeout=60) == 1
     text = service.log.read_text()
     assert "engine d0 was killed by signal 9" in text
+    assert "d0 stays down: it was started again 1 time and did not last" in text
     assert "Traceback" not in text
-    _, alive = psutil.wait_procs(service.engines, timeout=20)
+    _, alive = psutil.wait_procs(engines, timeout=20)
     assert alive == []
+
+
+def kill(service: Service, group: str) -> None:
+    """SIGKILL for a group's engine (not its guard)."""
+    engines = psutil.Process(service.process.pid).children(recursive=True)
+    next(process for process in engines if is_server(process, service, group)).send_signal(signal.SIGKILL)
+
+
+def wait_for(condition: Callable[[], bool], within_s: float = 30) -> None:
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
 
 
 def test_ctrl_c_while_engines_start_leaves_nothing_behind(plan_file: Path) -> None:
@@ -205,4 +248,6 @@ def is_server(process: psutil.Process, service: Service, group: str) -> bool:
     """Whether a process is the engine (not its guard) of a group, by the port that the deployment gave it."""
     deployment = json.loads((service.log.parent / "run" / "deployment.json").read_text())
     spec = next(spec for spec in deployment["processes"] if spec["group_id"] == group)
-    return process.cmdline() == spec["argv"]
+    # Its arguments but for the KV identity, which changes with each start.
+    before = spec["argv"].index("--kv-transfer-config")
+    return process.cmdline()[:before] == spec["argv"][:before]

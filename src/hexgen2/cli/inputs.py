@@ -19,12 +19,21 @@ def positive(text: str) -> float:
 
 def count(text: str) -> int:
     """A whole number of at least one (argparse type)."""
+    return _whole(text, 1)
+
+
+def count_or_none(text: str) -> int:
+    """A whole number, 0 included (argparse type)."""
+    return _whole(text, 0)
+
+
+def _whole(text: str, least: int) -> int:
     try:
         value = int(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    if value < least:
+        raise argparse.ArgumentTypeError(f"{text} is not at least {least}")
     return value
 
 

@@ -22,6 +22,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--run-directory", type=Path, default=Path("build/serve"), metavar="DIR", help="for logs"
     )
+    parser.add_argument(
+        "--max-restarts",
+        type=inputs.count_or_none,
+        default=5,
+        metavar="N",
+        help="times in a row that an engine which ends is started again; 0: never (default: %(default)s)",
+    )
     output.add_json(parser)
     parser.set_defaults(run=run)
 
@@ -39,6 +46,7 @@ def run(args: argparse.Namespace) -> int:
 
 async def _serve(args: argparse.Namespace) -> None:
     from hexgen2.cli.serving import Options, serving
+    from hexgen2.deploy import RestartPolicy
     from hexgen2.specs.plan import load_plan
 
     options = Options(
@@ -48,6 +56,7 @@ async def _serve(args: argparse.Namespace) -> None:
         api_key_file=args.api_key_file,
         weights=args.weights,
         source=args.plan,
+        restarts=RestartPolicy(tries=args.max_restarts),
     )
     plan = load_plan(args.plan)
     console = output.progress_console()

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING
 
 from hexgen2.coordinator import ApiKeys, Coordinator, kv_transfer_totals
 from hexgen2.deploy import (
-    Deployment,
     EngineFailed,
     EngineOptions,
+    GroupEvent,
     LocalLauncher,
     Progress,
+    RestartPolicy,
+    Supervisor,
     check_engine,
     compile_plan,
     free_ports,
@@ -43,18 +45,17 @@ class Options:
     weights: str | None = None
     source: str = "plan"
     engine: EngineOptions = field(default_factory=EngineOptions)
+    restarts: RestartPolicy = field(default_factory=RestartPolicy)
 
 
 class Served:
     """A running service."""
 
-    def __init__(
-        self, deployment: Deployment, coordinator: Coordinator, launcher: LocalLauncher, console: Console
-    ) -> None:
-        self._group_of = {process.name: process.group_id for process in deployment.processes}
+    def __init__(self, coordinator: Coordinator, console: Console) -> None:
         self._coordinator = coordinator
-        self._launcher = launcher
         self._console = console
+        self._given_up: set[str] = set()
+        self._lost: asyncio.Future[EngineFailed] = asyncio.get_running_loop().create_future()
 
     @property
     def url(self) -> str:
@@ -66,31 +67,55 @@ class Served:
         return sum(total.bytes for total in (await kv_transfer_totals(urls)).values())
 
     async def until_interrupted(self) -> None:
-        """Return at SIGINT or SIGTERM; raise EngineFailed when the last complete path has lost an engine.
+        """Return at SIGINT or SIGTERM; raise EngineFailed when no complete path is left or will come back.
 
-        An engine that ends while another path is left is reported, and serving goes on without it.
+        Engines that end are started again meanwhile, and each event is reported.
         """
         async with _interrupts() as interrupted:
-            while True:
-                waiting = asyncio.create_task(interrupted.wait())
-                watching = asyncio.create_task(self._launcher.watch())
-                try:
-                    await asyncio.wait((waiting, watching), return_when=asyncio.FIRST_COMPLETED)
-                finally:
-                    for task in (waiting, watching):
-                        task.cancel()
-                if interrupted.is_set():
-                    return
-                failure = EngineFailed.exited(watching.result())
-                self._take_out(failure.process)
-                if not self._coordinator.fleet.paths_up:
-                    raise failure
-                self._console.print(f"[bold red]{failure}[/]\nserving goes on without it")
+            waiting = asyncio.create_task(interrupted.wait())
+            try:
+                await asyncio.wait((waiting, self._lost), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                waiting.cancel()
+            if not interrupted.is_set():
+                raise self._lost.result()
 
-    def _take_out(self, process: str) -> None:
-        """End what the group of a dead process was working on; the health watch would see it a second later."""
-        fleet = self._coordinator.fleet
-        fleet.mark_down(fleet.engines[self._group_of[process]], f"process {process} ended")
+    def note(self, event: GroupEvent) -> None:
+        """Take what the supervisor tells of to the coordinator and to the user."""
+        coordinator, group = self._coordinator, event.group
+        if event.kind == "down":
+            # Ends what the group was working on; the health watch would see it a second later.
+            coordinator.engine_ended(group)
+            self._console.print(f"[bold red]{event.failure}[/]")
+        elif event.kind == "starting":
+            coordinator.engine_restarts(group)
+            self._console.print(f"starting {group} again (attempt {event.attempt})")
+        elif event.kind == "up":
+            self._console.print(f"{group} is ready again")
+        else:
+            self._give_up(event)
+
+    def supervisor_ended(self, task: asyncio.Task[None]) -> None:
+        """A mistake in the supervisor ends the service: without it a dead engine would stay unnoticed."""
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not self._lost.done():
+            self._lost.set_exception(error)
+
+    def _give_up(self, event: GroupEvent) -> None:
+        self._given_up.add(event.group)
+        tries = event.attempt
+        told = f"{event.group} stays down: " + (
+            f"it was started again {tries} time{'s' * (tries > 1)} and did not last"
+            if tries
+            else "engines are not to be started again"
+        )
+        paths = self._coordinator.fleet.planned.paths
+        if any(self._given_up.isdisjoint(path.groups) for path in paths):
+            self._console.print(f"[bold red]{told}[/]\nserving goes on without it")
+        elif not self._lost.done():
+            self._console.print(f"[bold red]{told}[/]")
+            assert event.failure is not None, "a group is given up after a failure"
+            self._lost.set_result(event.failure)
 
 
 @asynccontextmanager
@@ -120,7 +145,22 @@ async def serving(plan: Plan, options: Options, console: Console) -> AsyncIterat
         await launcher.wait_ready(READY_TIMEOUT_S, lambda progress: _tell(console, progress))
         coordinator = Coordinator(deployment.coordinator, keys)
         await stack.enter_async_context(coordinator.running(options.host, options.port))
-        yield Served(deployment, coordinator, launcher, console)
+        served = Served(coordinator, console)
+        groups = [engine.group_id for engine in deployment.coordinator.engines]
+        supervisor = Supervisor(launcher, groups, served.note, options.restarts, coordinator.silent_for)
+        await stack.enter_async_context(_in_background(supervisor, served))
+        yield served
+
+
+@asynccontextmanager
+async def _in_background(supervisor: Supervisor, served: Served) -> AsyncIterator[None]:
+    task = asyncio.create_task(supervisor.run(), name="supervisor")
+    task.add_done_callback(served.supervisor_ended)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait((task,))
 
 
 def _tell(console: Console, progress: Progress) -> None:

@@ -40,6 +40,12 @@ class Engine:
     heard_at: float = 0.0  # event-loop time at which an answer's bytes last came
     max_model_len: int | None = None
     calls: set[Call] = field(default_factory=set)
+    down_since: float | None = None  # monotonic; None while it is up, and before it first was
+    lives: int = 0  # how often it has gone down: what it held in memory belongs to one life
+
+    def down_for(self, now: float) -> float:
+        """Seconds since it went down; 0 while it is up."""
+        return 0.0 if self.down_since is None else now - self.down_since
 
     @property
     def id(self) -> str:
@@ -104,6 +110,13 @@ class Fleet:
         for breaker in self._breakers_of(path):
             breaker.succeeded()
 
+    def forgive(self, group: str) -> None:
+        """Close an engine's breakers: it is another process from now on."""
+        self.breakers[group].succeeded()
+        for path, breaker in self._path_breakers.items():
+            if group in path.groups:
+                breaker.succeeded()
+
     def failed(self, failure: EngineFailure, path: Path) -> None:
         """Count a failure against whoever is to blame for it."""
         if failure.kind == "http_5xx" and path.prefill is not None and failure.group_id == path.target:
@@ -136,7 +149,7 @@ class Fleet:
         engine.missed_polls = 0
         if not engine.up:
             log.info("engine %s is up", engine.id)
-            engine.up, engine.reason = True, "healthy"
+            engine.up, engine.reason, engine.down_since = True, "healthy", None
             self._came_up.set()
             self._came_up = asyncio.Event()
 
@@ -153,6 +166,8 @@ class Fleet:
         """Take an engine out and end what it was working on: a frozen engine would never do so itself."""
         if engine.up:
             log.warning("engine %s is down: %s", engine.id, reason)
+            engine.down_since = time.monotonic()
+            engine.lives += 1
         engine.up, engine.reason = False, reason
         for call in list(engine.calls):
             call.expire("down", reason)

@@ -78,6 +78,12 @@ class Metrics:
             "Streams taken up by another engine after theirs was lost",
             registry=self.registry,
         )
+        self.restarts = Counter(
+            "hexgen2:engine_restarts",
+            "Times that an engine was started again after it ended",
+            _BY_GROUP,
+            registry=self.registry,
+        )
         self.broken = Counter(
             "hexgen2:streams_broken_off",
             "Streams that ended with an error event, by why they could not go on",

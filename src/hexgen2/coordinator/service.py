@@ -7,6 +7,7 @@ import contextlib
 import errno
 import logging
 import math
+import time
 from collections.abc import AsyncIterator
 
 from aiohttp import web
@@ -62,6 +63,22 @@ class Coordinator:
         assert self._runner is not None, "the coordinator is not running"
         host = "127.0.0.1" if self._host in ("0.0.0.0", "::", "") else self._host
         return f"http://{f'[{host}]' if ':' in host else host}:{self._runner.addresses[0][1]}"
+
+    # What whoever runs the engines tells and asks
+
+    def engine_ended(self, group_id: str) -> None:
+        """A process of this engine has ended: take it out now, not with the next health poll."""
+        self.fleet.mark_down(self.fleet.engines[group_id], "its process ended")
+
+    def engine_restarts(self, group_id: str) -> None:
+        """The engine is being started again; what its predecessor did is not held against it."""
+        engine = self.fleet.engines[group_id]
+        self.metrics.restarts.labels(group_id, engine.endpoint.role).inc()
+        self.fleet.forgive(group_id)
+
+    def silent_for(self, group_id: str) -> float:
+        """For how many seconds an engine has been down; 0 while it is up."""
+        return self.fleet.engines[group_id].down_for(time.monotonic())
 
     @contextlib.asynccontextmanager
     async def running(

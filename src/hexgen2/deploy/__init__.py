@@ -8,12 +8,14 @@ from hexgen2.deploy.options import EngineOptions
 from hexgen2.deploy.ports import PortSource, counted_ports, free_ports, require_free
 from hexgen2.deploy.site import Address, HostSite, Site
 from hexgen2.deploy.spec import Deployment, ProcessSpec
+from hexgen2.deploy.supervisor import GroupEvent, RestartPolicy, Supervisor
 
 __all__ = [
     "Address",
     "Deployment",
     "EngineFailed",
     "EngineOptions",
+    "GroupEvent",
     "HostSite",
     "Launcher",
     "LocalLauncher",
@@ -22,7 +24,9 @@ __all__ = [
     "ProcessSpec",
     "Progress",
     "ProgressCallback",
+    "RestartPolicy",
     "Site",
+    "Supervisor",
     "check_engine",
     "compile_plan",
     "counted_ports",

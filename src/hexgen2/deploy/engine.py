@@ -12,6 +12,7 @@ from hexgen2.deploy.numerics import Numerics
 from hexgen2.deploy.options import EngineOptions
 from hexgen2.deploy.ranks import Share
 from hexgen2.deploy.site import Address
+from hexgen2.deploy.spec import KV_TRANSFER_FLAG
 from hexgen2.specs.model import Model
 from hexgen2.specs.plan import Group, Plan
 
@@ -151,4 +152,4 @@ def _transfer(context: EngineContext, group: Group, seat: Seat) -> Sequence[str]
     """The KV connector of a prefill or decode group; a colocated one has none."""
     if context.transfer is None or group.role == "colocated":
         return ()
-    return ("--kv-transfer-config", context.transfer.config(group, context.options, seat.count))
+    return (KV_TRANSFER_FLAG, context.transfer.config(group, context.options, seat.count))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -63,11 +63,28 @@ class Launcher(Protocol):
     async def start(self, deployment: Deployment) -> None:
         """Start every process; InputError where one cannot run here (and then nothing is left running)."""
 
-    async def wait_ready(self, timeout_s: float, on_progress: ProgressCallback | None = None) -> None:
-        """Return when all engines answer; EngineFailed when one ends or is not ready within ``timeout_s``."""
+    async def wait_ready(
+        self,
+        timeout_s: float,
+        on_progress: ProgressCallback | None = None,
+        groups: Collection[str] | None = None,
+    ) -> None:
+        """Return when all engines answer (those of ``groups``, where given); EngineFailed when one of them ends
+        or is not ready within ``timeout_s``."""
 
-    async def watch(self) -> ProcessExit:
-        """Return when a process ends by itself (until cancelled)."""
+    async def watch(self, group_id: str | None = None) -> ProcessExit:
+        """Return when a process (of that group) ends by itself; waits until cancelled."""
+        ...
+
+    async def end_group(self, group_id: str) -> None:
+        """End what is left of a group, within a bounded time. Its ends are not told of by `watch`."""
+
+    async def start_group(self, group_id: str) -> None:
+        """Start a group that has ended once more; InputError where it cannot run."""
+
+    def log_of(self, group_id: str) -> Path:
+        """The log of a group's first process."""
+        ...
 
     async def stop(self) -> None:
         """End every process, within a bounded time; harmless when there is none."""

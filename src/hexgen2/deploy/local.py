@@ -7,6 +7,8 @@ import os
 import signal
 import sys
 import time
+from collections import Counter
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +27,7 @@ GRACE_S = 10.0
 """How long engines may take to leave after SIGTERM before they are killed."""
 
 
-@dataclass
+@dataclass(eq=False)
 class _Running:
     spec: ProcessSpec
     process: asyncio.subprocess.Process
@@ -42,6 +44,8 @@ class LocalLauncher:
     def __init__(self, run_dir: Path, grace_s: float = GRACE_S) -> None:
         self.run_dir = run_dir
         self._grace_s = grace_s
+        self._deployment: Deployment | None = None
+        self._started_again: Counter[str] = Counter()
         self._running: list[_Running] = []
         self._told: set[str] = set()
         self._started = 0.0
@@ -57,6 +61,7 @@ class LocalLauncher:
         check_local(deployment)
         self._make_run_dir()
         (self.run_dir / "deployment.json").write_text(deployment.model_dump_json(indent=2) + "\n")
+        self._deployment = deployment
         self._started = time.monotonic()
         try:
             for spec in deployment.processes:
@@ -65,15 +70,21 @@ class LocalLauncher:
             await self.stop()
             raise
 
-    async def wait_ready(self, timeout_s: float, on_progress: ProgressCallback | None = None) -> None:
+    async def wait_ready(
+        self,
+        timeout_s: float,
+        on_progress: ProgressCallback | None = None,
+        groups: Collection[str] | None = None,
+    ) -> None:
         """Poll the readiness URLs until all answer; EngineFailed as soon as a process ends, or at the end."""
         deadline = time.monotonic() + timeout_s
-        waiting = {running.spec.name: running for running in self._running if running.spec.readiness_url}
+        awaited = [one for one in self._running if groups is None or one.spec.group_id in groups]
+        waiting = {running.spec.name: running for running in awaited if running.spec.readiness_url}
         total = len(waiting)
         next_sign = time.monotonic() + SIGN_OF_LIFE_S
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2.0)) as http:
             while waiting:
-                for running in self._running:
+                for running in awaited:
                     if gone := self._exit_of(running):
                         raise EngineFailed.exited(gone)
                 ready = [name for name, running in waiting.items() if await _is_ready(http, running.spec)]
@@ -93,9 +104,13 @@ class LocalLauncher:
                 if waiting:
                     await asyncio.sleep(POLL_S)
 
-    async def watch(self) -> ProcessExit:
-        """Return when a process ends by itself; each process is told of once."""
-        alive = [running for running in self._running if running.spec.name not in self._told]
+    async def watch(self, group_id: str | None = None) -> ProcessExit:
+        """Return when a process (of that group) ends by itself; each process is told of once."""
+        alive = [
+            running
+            for running in self._running
+            if running.spec.name not in self._told and group_id in (None, running.spec.group_id)
+        ]
         tasks = {asyncio.create_task(running.process.wait()): running for running in alive}
         try:
             if not tasks:
@@ -114,9 +129,37 @@ class LocalLauncher:
         """The running guards' process ids, by the name of the process that each guards."""
         return {one.spec.name: one.process.pid for one in self._running if one.process.returncode is None}
 
+    async def end_group(self, group_id: str) -> None:
+        """End what is left of a group, as `stop` does."""
+        ending = [one for one in self._running if one.spec.group_id == group_id]
+        await self._end(ending)
+        # Only now: whoever stops the launcher in the meantime must find them.
+        self._running = [one for one in self._running if one not in ending]
+
+    async def start_group(self, group_id: str) -> None:
+        """Start a group that has ended once more; InputError where a port of it is in use by now."""
+        assert self._deployment is not None, "there is nothing to start again"
+        assert not any(one.spec.group_id == group_id for one in self._running), "end the group first"
+        processes = self._deployment.group(group_id)
+        _require_ports(processes)
+        self._started_again[group_id] += 1
+        for spec in processes:
+            self._told.discard(spec.name)
+            self._running.append(await self._start_one(spec.again(self._started_again[group_id])))
+
+    def log_of(self, group_id: str) -> Path:
+        """The log of a group's first process, as it was started last."""
+        assert self._deployment is not None, "nothing was started"
+        spec = self._deployment.group(group_id)[0]
+        times = self._started_again[group_id]
+        return self.run_dir / (spec.again(times).log_name if times else spec.log_name)
+
     async def stop(self) -> None:
         """End every process: SIGTERM, and SIGKILL for what is left after the grace time."""
         running, self._running = self._running, []
+        await self._end(running)
+
+    async def _end(self, running: Collection[_Running]) -> None:
         for one in running:
             with suppress(ProcessLookupError):
                 one.process.send_signal(signal.SIGTERM)
@@ -171,6 +214,11 @@ def check_local(deployment: Deployment) -> None:
                 f"is at {spec.host}, which is not this machine",
                 "use --launcher ray, or `hexgen2 export` and start its part there",
             )
+    _require_ports(deployment.processes)
+
+
+def _require_ports(processes: Iterable[ProcessSpec]) -> None:
+    for spec in processes:
         for purpose, port in spec.ports.items():
             require_free(spec.host, port, f"engine {spec.name}", purpose)
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 from pydantic import Field
 
 from hexgen2.coordinator.config import CoordinatorConfig
 from hexgen2.specs.base import Spec
 from hexgen2.specs.plan import Role
+
+KV_TRANSFER_FLAG = "--kv-transfer-config"
 
 
 class ProcessSpec(Spec):
@@ -34,6 +38,24 @@ class ProcessSpec(Spec):
     ports: dict[str, int]
     readiness_url: str | None
     log_name: str
+
+    def again(self, times: int) -> ProcessSpec:
+        """The process as it is started for the ``times``-th time again: with a KV identity that no peer knows
+        yet, and a log of its own.
+
+        Peers remember the memory layout of the engines they have met by their identity (vLLM's `engine_id`). A
+        new process under an old name would be read and written at the addresses of the old one's memory.
+        """
+        argv = list(self.argv)
+        if KV_TRANSFER_FLAG in argv:
+            place = argv.index(KV_TRANSFER_FLAG) + 1
+            config = json.loads(argv[place])
+            if "engine_id" in config:
+                config["engine_id"] += f"-{times}"
+                argv[place] = json.dumps(config)
+        stem, dot, suffix = self.log_name.rpartition(".")
+        log_name = f"{stem}.again{times}{dot}{suffix}" if dot else f"{self.log_name}.again{times}"
+        return self.model_copy(update={"argv": tuple(argv), "log_name": log_name})
 
 
 class Deployment(Spec):
