@@ -151,3 +151,15 @@ def test_kv_totals_are_summed_over_ranks() -> None:
         'vllm:nixl_num_kv_expired_reqs_total{engine="0",model_name="m"} 2.0\n'
     )
     assert parse_kv_totals(text) == KvTotals(2e6, 3, 0.25, 1, 2)
+
+
+def test_kv_totals_of_our_connector_are_summed_over_peers() -> None:
+    text = (
+        'vllm:hexgen_kv_transfer_bytes_sum{engine="0",peer="p0"} 1000.0\n'
+        'vllm:hexgen_kv_transfer_bytes_sum{engine="0",peer="p1"} 500.0\n'
+        'vllm:hexgen_kv_transfer_bytes_count{engine="0",peer="p0"} 4.0\n'
+        'vllm:hexgen_kv_transfer_seconds_sum{engine="0",peer="p0"} 0.5\n'
+        'vllm:hexgen_kv_failed_transfers_total{engine="0",peer="p1"} 1.0\n'
+        'vllm:hexgen_kv_expired_leases_total{engine="0"} 2.0\n'
+    )
+    assert parse_kv_totals(text) == KvTotals(1500, 4, 0.5, 1, 2)

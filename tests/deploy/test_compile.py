@@ -377,33 +377,7 @@ def one_group(*stages: tuple[list[str], int], count: int = 8, gpu: str = H100) -
         (two_nodes(), ("nodes[1].host", "'b'", "host: ADDRESS")),
         (two_nodes(host="127.0.0.1"), ("nodes[1].host", "'a'", "cannot reach")),
         (two_nodes(host="10.0.0.2", gpu="MI300X"), ("amd and nvidia",)),
-        (
-            one_group((["a/0", "a/1"], 4), (["a/2"], 4)),
-            ("group c0", "one tensor-parallel size", "--engine vllm"),
-        ),
         (one_group((["a/0"], 4)), ("group c0", "hold 4 layers", "has 8")),
-        (
-            plan(
-                cluster(("a", H100, 3)),
-                [
-                    group("p0", "prefill", (["a/0"], 8)),
-                    group("d0", "decode", (["a/1"], 4), (["a/2"], 4)),
-                ],
-                ("p0", "d0", 1.0),
-            ),
-            ("group d0", "one pipeline stage"),
-        ),
-        (
-            plan(
-                cluster(("a", H100, 5)),
-                [
-                    group("p0", "prefill", (["a/0", "a/1", "a/2"], 8)),
-                    group("d0", "decode", (["a/3", "a/4"], 8)),
-                ],
-                ("p0", "d0", 1.0),
-            ),
-            ("route p0 -> d0", "TP 3 -> 2"),
-        ),
         (
             plan(
                 cluster(

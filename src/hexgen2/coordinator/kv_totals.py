@@ -1,6 +1,6 @@
 """How much KV cache the engines have moved, as they count it themselves.
 
-vLLM's NIXL connector counts on the engine that receives. The counters follow a transfer with the engine's
+vLLM's NIXL connector and ours count on the engine that receives. The counters follow a transfer with its
 next step, so an engine that falls idle may show its last transfer only with the next request.
 """
 
@@ -15,11 +15,19 @@ import aiohttp
 
 _LINE = re.compile(r'^(vllm:[a-z_]+)(?:\{(?:[^"}]|"(?:\\.|[^"\\])*")*\})?\s+(\S+)', re.MULTILINE)
 
-_BYTES = "vllm:nixl_bytes_transferred_sum"
-_COUNT = "vllm:nixl_bytes_transferred_count"
-_SECONDS = "vllm:nixl_xfer_time_seconds_sum"
-_FAILED = "vllm:nixl_num_failed_transfers_total"
-_EXPIRED = "vllm:nixl_num_kv_expired_reqs_total"
+_FIELDS = {
+    "vllm:nixl_bytes_transferred_sum": "bytes",
+    "vllm:nixl_bytes_transferred_count": "transfers",
+    "vllm:nixl_xfer_time_seconds_sum": "seconds",
+    "vllm:nixl_num_failed_transfers_total": "failed",
+    "vllm:nixl_num_kv_expired_reqs_total": "expired",
+    "vllm:hexgen_kv_transfer_bytes_sum": "bytes",
+    "vllm:hexgen_kv_transfer_bytes_count": "transfers",
+    "vllm:hexgen_kv_transfer_seconds_sum": "seconds",
+    "vllm:hexgen_kv_failed_transfers_total": "failed",
+    "vllm:hexgen_kv_expired_leases_total": "expired",
+}
+"""Field of `KvTotals` by the metric that counts it."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +54,11 @@ class KvTotals:
 
 def parse_kv_totals(exposition: str) -> KvTotals:
     """Totals from one engine's /metrics, summed over its ranks; zeros where it has no such metrics."""
-    found = dict.fromkeys((_BYTES, _COUNT, _SECONDS, _FAILED, _EXPIRED), 0.0)
+    found = dict.fromkeys(_FIELDS.values(), 0.0)
     for name, value in _LINE.findall(exposition):
-        if name in found:
-            found[name] += float(value)
-    return KvTotals(*found.values())
+        if name in _FIELDS:
+            found[_FIELDS[name]] += float(value)
+    return KvTotals(**found)
 
 
 async def kv_transfer_totals(

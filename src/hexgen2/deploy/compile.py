@@ -9,8 +9,8 @@ from hexgen2.coordinator.config import CoordinatorConfig, EngineEndpoint, RouteS
 from hexgen2.deploy import kv_transfer, numerics
 from hexgen2.deploy.engine import UNSET, EngineContext, Seat, arguments, environment
 from hexgen2.deploy.options import EngineOptions
-from hexgen2.deploy.ports import PortSource
-from hexgen2.deploy.ranks import node_of, processes_of
+from hexgen2.deploy.ports import PortSource, two_ports
+from hexgen2.deploy.ranks import divide, node_of
 from hexgen2.deploy.site import HostSite, Site
 from hexgen2.deploy.spec import Deployment, ProcessSpec
 from hexgen2.specs.errors import InputError
@@ -51,7 +51,7 @@ def compile_plan(
         source=source,
     )
     processes = tuple(process for group in plan.groups for process in _processes(context, group, site, ports))
-    notes = () if transfer is None else (f"KV caches: NIXL {transfer.mode}, since {transfer.reason}",)
+    notes = () if transfer is None else (f"KV caches: {transfer.words}, since {transfer.reason}",)
     return Deployment(processes=processes, coordinator=_coordinator(context, processes), notes=notes)
 
 
@@ -61,12 +61,17 @@ def used_nodes(plan: Plan) -> set[str]:
 
 
 def _processes(context: EngineContext, group: Group, site: Site, ports: PortSource) -> list[ProcessSpec]:
-    shares = processes_of(group, context.source)
+    division = divide(group, context.source)
+    shares = division.shares
     head = site.address(group.id, 0, shares[0].node)
     http = ports(head.reach)
-    master = ports(head.reach) if len(shares) > 1 else None
-    transfers = context.transfer is not None and group.role != "colocated"
-    side_channel = ports(head.reach) if transfers else None
+    master = lifeline = None
+    if len(shares) > 1 and division.layout is None:
+        master = ports(head.reach)
+    elif len(shares) > 1:
+        master, lifeline = two_ports(ports, head.reach)
+    transfer = context.transfer if group.role != "colocated" else None
+    side_channel = ports(head.reach) if transfer is not None and transfer.side_channel else None
     specs = []
     for rank, share in enumerate(shares):
         seat = Seat(
@@ -74,6 +79,7 @@ def _processes(context: EngineContext, group: Group, site: Site, ports: PortSour
             rank=rank,
             node_rank=site.node_rank(rank),
             count=len(shares),
+            layout=division.layout,
             address=site.address(group.id, rank, share.node),
             head=head,
             devices=site.devices(share.gpus),
@@ -82,7 +88,9 @@ def _processes(context: EngineContext, group: Group, site: Site, ports: PortSour
             side_channel_port=side_channel,
         )
         name = group.id if len(shares) == 1 else f"{group.id}.{rank}"
-        listens = {"http": http, "master": master, "kv": side_channel} if rank == 0 else {}
+        listens = (
+            {"http": http, "master": master, "lifeline": lifeline, "kv": side_channel} if rank == 0 else {}
+        )
         specs.append(
             ProcessSpec(
                 name=name,

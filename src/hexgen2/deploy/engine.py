@@ -18,6 +18,7 @@ from hexgen2.specs.plan import Group, Plan
 
 SERVER = "vllm.entrypoints.openai.api_server"
 HEADLESS = "hexgen2.vllm_plugin.headless"
+LAYOUT_SERVER = "hexgen2.vllm_plugin.asymmetric.server"
 UNI_EXECUTOR = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 """Given as a class, since vLLM's CPU platform turns the short name `uni` into `mp`."""
 
@@ -49,12 +50,13 @@ class EngineContext:
 @dataclass(frozen=True)
 class Seat:
     """Where one process of a group sits: its rank among the group's processes, its devices, addresses and
-    ports."""
+    ports. ``layout``: what the group executes where vLLM's own executors cannot, as JSON."""
 
     share: Share
     rank: int
     node_rank: str
     count: int
+    layout: str | None
     address: Address
     head: Address
     devices: tuple[int, ...]
@@ -65,16 +67,13 @@ class Seat:
 
 def arguments(context: EngineContext, group: Group, seat: Seat) -> tuple[str, ...]:
     """The argument vector of one process of a group."""
-    options, stages = context.options, group.stages
-    head = seat.rank == 0
+    options = context.options
     return (
         options.python,
-        *("-m", SERVER if head else HEADLESS),
+        *_program(group, seat),
         *("--model", context.model.location),
         *("--served-model-name", *context.served_names),
-        *(("--host", seat.address.listen, "--port", str(seat.http_port)) if head else ("--headless",)),
-        *("--tensor-parallel-size", str(stages[0].tp)),
-        *("--pipeline-parallel-size", str(len(stages))),
+        *(("--host", seat.address.listen, "--port", str(seat.http_port)) if seat.rank == 0 else ()),
         *_spanning(seat),
         *context.numerics.arguments,
         *("--max-num-seqs", str(group.max_batch)),
@@ -108,7 +107,7 @@ def environment(context: EngineContext, group: Group, seat: Seat) -> dict[str, s
             # With TP vLLM compiles a helper of its embedding even in eager mode: 6 s of the first request.
             "TORCH_COMPILE_DISABLE": "1",
         }
-    if len(group.stages) > 1:
+    if len(group.stages) > 1 and seat.layout is None:
         env["VLLM_PP_LAYER_PARTITION"] = ",".join(str(stage.layers) for stage in group.stages)
     if seat.side_channel_port is not None:
         env["VLLM_NIXL_SIDE_CHANNEL_HOST"] = seat.head.own if seat.rank == 0 else seat.head.reach
@@ -116,12 +115,25 @@ def environment(context: EngineContext, group: Group, seat: Seat) -> dict[str, s
     return env
 
 
+def _program(group: Group, seat: Seat) -> Sequence[str]:
+    """The module that the process runs, and how the group's ranks are laid out."""
+    if seat.layout is not None:
+        return ("-m", LAYOUT_SERVER, "--layout", seat.layout)
+    sizes = (
+        "--tensor-parallel-size",
+        str(group.stages[0].tp),
+        "--pipeline-parallel-size",
+        str(len(group.stages)),
+    )
+    return ("-m", SERVER, *sizes) if seat.rank == 0 else ("-m", HEADLESS, "--headless", *sizes)
+
+
 def _spanning(seat: Seat) -> Sequence[str]:
-    """vLLM's multi-node executor, where a group is more than one process."""
+    """How the processes of a group that is more than one find each other."""
     if seat.count == 1:
         return ()
     return (
-        *("--nnodes", str(seat.count)),
+        *(("--nnodes", str(seat.count)) if seat.layout is None else ()),
         *("--node-rank", seat.node_rank),
         *("--master-addr", seat.head.reach),
         *("--master-port", str(seat.master_port)),
@@ -152,4 +164,4 @@ def _transfer(context: EngineContext, group: Group, seat: Seat) -> Sequence[str]
     """The KV connector of a prefill or decode group; a colocated one has none."""
     if context.transfer is None or group.role == "colocated":
         return ()
-    return (KV_TRANSFER_FLAG, context.transfer.config(group, context.options, seat.count))
+    return (KV_TRANSFER_FLAG, context.transfer.config(group.id, group.role, context.options, seat.count))

@@ -1,26 +1,36 @@
-"""Which of vLLM's NIXL connectors carries a plan's KV caches, and whether it can.
+"""Which connector carries a plan's KV caches, and whether it can.
 
-vLLM has two. With the pull connector the decode engine reads the cache; both sides must have a single
-pipeline stage. With the push connector the prefill engine writes it, and may be pipelined; the decode side
-may not. The two speak different protocols (the mode is part of the handshake's compatibility hash), and an
-engine runs one of them, so a decode group that is fed by a pipelined and by a plain prefill group needs push
-on both. To keep a plan's engines interchangeable there is one connector for the whole plan: pull, which works
-out of the box on every transport and lets the decode engine start when it has room, unless some prefill group
-is pipelined.
+vLLM has two NIXL connectors. With the pull connector the decode engine reads the cache; both sides must have
+a single pipeline stage. With the push connector the prefill engine writes it, and may be pipelined; the decode
+side may not. In both the TPs of the two ends divide each other. Our own connector moves a cache between any
+two layouts (docs/kv-connector.md).
+
+The three speak different protocols and an engine runs one of them, so there is one connector for the whole
+plan: pull, which works out of the box on every transport and lets the decode engine start when it has room;
+push where some prefill group is pipelined; ours where some group or route is beyond both.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from hexgen2.deploy.options import EngineOptions
-from hexgen2.scheduler.engines import RULES, TP_DIVIDES, VLLM
+from hexgen2.deploy.ranks import divide
+from hexgen2.scheduler.engines import RULES, VLLM
 from hexgen2.specs.errors import InputError
-from hexgen2.specs.plan import Group, Plan, Role
+from hexgen2.specs.plan import Plan, Role
 
-CONNECTORS = {"pull": "NixlConnector", "push": "NixlPushConnector"}
+Mode = Literal["pull", "push", "hexgen"]
+CONNECTORS: dict[Mode, str] = {
+    "pull": "NixlConnector",
+    "push": "NixlPushConnector",
+    "hexgen": "HexgenConnector",
+}
+MODULE = "hexgen2.vllm_plugin.kv_connector.connector"
+WORDS: dict[Mode, str] = {"pull": "NIXL pull", "push": "NIXL push", "hexgen": "HexgenConnector"}
 KV_ROLES: dict[Role, str] = {"prefill": "kv_producer", "decode": "kv_consumer"}
 
 
@@ -28,56 +38,99 @@ KV_ROLES: dict[Role, str] = {"prefill": "kv_producer", "decode": "kv_consumer"}
 class Transfer:
     """The connector of a plan and the reason for it, in words."""
 
-    mode: Literal["pull", "push"]
+    mode: Mode
     reason: str
 
-    def config(self, group: Group, options: EngineOptions, processes: int) -> str:
+    @property
+    def words(self) -> str:
+        """What carries the caches."""
+        return WORDS[self.mode]
+
+    @property
+    def side_channel(self) -> bool:
+        """Whether a group needs a port for vLLM's NIXL handshake; ours choose their own and tell them."""
+        return self.mode != "hexgen"
+
+    def config(self, group_id: str, role: Role, options: EngineOptions, processes: int) -> str:
         """vLLM's `--kv-transfer-config` for a prefill or decode group of that many processes."""
-        config = {"kv_connector": CONNECTORS[self.mode], "kv_role": KV_ROLES[group.role]}
+        config: dict[str, Any] = {"kv_connector": CONNECTORS[self.mode], "kv_role": KV_ROLES[role]}
+        if self.mode == "hexgen":
+            config |= {"kv_connector_module_path": MODULE, "kv_role": "kv_both"}
         if options.run_id is not None:
-            config["engine_id"] = f"{group.id}-{options.run_id}"
+            config["engine_id"] = f"{group_id}-{options.run_id}"
         elif processes > 1:
-            config["engine_id"] = group.id  # its processes must be one engine to NIXL
+            config["engine_id"] = group_id  # its processes must be one engine to its peers
         return json.dumps({**config, "kv_load_failure_policy": options.load_failure_policy})
 
 
+@dataclass(frozen=True)
+class Obstacle:
+    """What keeps vLLM's own connectors from a plan: the plan's field, the problem, the rule in words."""
+
+    field: str
+    problem: str
+    rule: str
+
+
 def choose(plan: Plan, options: EngineOptions, source: str) -> Transfer | None:
-    """The connector of a plan; None where no group hands a KV cache on. InputError for what vLLM cannot
-    do."""
-    for group in plan.groups:
-        rule = VLLM.group_rule(group.role, tuple(stage.tp for stage in group.stages))
-        if rule:
-            raise InputError(
-                source,
-                f"group {group.id}",
-                f"vLLM cannot run it: {RULES[rule]}",
-                f"plan with --engine {VLLM.name}",
-            )
-    for route in plan.routes:
-        ends = (plan.group_by_id[route.source], plan.group_by_id[route.target])
-        small, large = sorted(end.stages[0].tp for end in ends)
-        if large % small:
-            raise InputError(
-                source,
-                f"route {route.source} -> {route.target}",
-                f"vLLM cannot transfer its KV caches (TP {ends[0].stages[0].tp} -> {ends[1].stages[0].tp}): "
-                f"{RULES[TP_DIVIDES]}",
-                f"plan with --engine {VLLM.name}",
-            )
+    """The connector of a plan; None where no group hands a KV cache on. InputError where the one that was asked
+    for cannot carry it."""
     if not plan.routes:
         return None
+    asked = options.connector
+    if asked == "hexgen":
+        return Transfer(asked, "it was asked for")
+    obstacle = next(obstacles(plan, source), None)
+    if obstacle is not None and asked == "auto":
+        return Transfer("hexgen", f"{obstacle.field} {obstacle.problem}")
+    if obstacle is not None:
+        raise InputError(
+            source,
+            obstacle.field,
+            f"{obstacle.problem}, and with vLLM's own connectors {obstacle.rule}",
+            f"use 'hexgen' or 'auto', or plan with --engine {VLLM.name}",
+        )
     pipelined = [group.id for group in plan.role_groups("prefill") if len(group.stages) > 1]
-    if options.connector == "pull" and pipelined:
+    if asked == "pull" and pipelined:
         raise InputError(
             "connector",
             "",
             f"'pull' cannot serve prefill group {pipelined[0]}, which has several pipeline stages",
             "use 'push' or 'auto'",
         )
-    if options.connector != "auto":
-        return Transfer(options.connector, "as asked for")
+    if asked != "auto":
+        return Transfer(asked, "it was asked for")
     if pipelined:
         return Transfer(
             "push", f"prefill group {', '.join(pipelined)} is pipelined, which the pull connector refuses"
         )
     return Transfer("pull", "no prefill group is pipelined")
+
+
+def obstacles(plan: Plan, source: str) -> Iterator[Obstacle]:
+    """What vLLM's own connectors cannot do of a plan."""
+    for group in plan.groups:
+        if group.role == "colocated":
+            continue
+        tps = tuple(stage.tp for stage in group.stages)
+        rule = VLLM.group_rule(group.role, tps)
+        if rule:
+            sizes = " then ".join(f"TP {tp}" for tp in tps)
+            yield Obstacle(f"group {group.id}", f"has {len(tps)} stages ({sizes})", RULES[rule])
+        elif divide(group, source).layout is not None:
+            yield Obstacle(
+                f"group {group.id}",
+                "lies unevenly over nodes",
+                "a group has as many ranks on each of its nodes",
+            )
+    for route in plan.routes:
+        ends = [
+            tuple(stage.tp for stage in plan.group_by_id[end].stages) for end in (route.source, route.target)
+        ]
+        rule = VLLM.route_rule(*ends)
+        if rule:
+            yield Obstacle(
+                f"route {route.source} -> {route.target}",
+                f"leads from TP {ends[0][0]} to {ends[1][0]}",
+                RULES[rule],
+            )

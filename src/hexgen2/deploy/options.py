@@ -30,7 +30,8 @@ class EngineOptions(Spec):
     kv_cache_dtype: str | None = None
     attention_backend: str | None = None
     max_model_len: int | None = Field(default=None, ge=1, description="longest prompt + answer, in tokens")
-    connector: Literal["auto", "pull", "push"] = "auto"
+    connector: Literal["auto", "pull", "push", "hexgen"] = "auto"
+    """How KV caches travel; see `deploy.kv_transfer`."""
     load_failure_policy: Literal["fail", "recompute"] = "fail"
     """What a decode engine does when a KV cache does not arrive: fail the request, so that the coordinator
     can try another route, or compute the prompt itself, which hides the fault and slows the other

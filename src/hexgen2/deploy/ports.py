@@ -50,6 +50,14 @@ def free_ports() -> PortSource:
     return port
 
 
+def two_ports(ports: PortSource, host: str) -> tuple[int, int]:
+    """A port and the next one, both from the source; what it gives on the way to them stays unused."""
+    first = ports(host)
+    while (following := ports(host)) != first + 1:
+        first = following
+    return first, following
+
+
 def is_free(host: str, port: int) -> bool:
     """Whether a server could listen on this port now (one that left a moment ago does not count)."""
     with closing(_socket(host)) as probe:
