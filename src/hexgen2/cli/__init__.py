@@ -11,6 +11,6 @@ from types import ModuleType
 
 def commands() -> Sequence[ModuleType]:
     """The command modules, in the order of a user's path."""
-    from hexgen2.cli import bench, demo, estimate, explain, export, plan, probe, serve, simulate
+    from hexgen2.cli import bench, budget, demo, estimate, explain, export, plan, probe, serve, simulate
 
-    return (probe, plan, explain, estimate, simulate, serve, export, bench, demo)
+    return (probe, budget, plan, explain, estimate, simulate, serve, export, bench, demo)

@@ -48,6 +48,19 @@ def port(text: str) -> int:
     return value
 
 
+def add_model_and_workload(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model", required=True, metavar="NAME|DIR", help="model name, or directory with config.json"
+    )
+    parser.add_argument(
+        "--workload", required=True, metavar="NAME|FILE", help="workload name, CSV, JSONL or fixed:I/O"
+    )
+
+
+def add_engine(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--engine", choices=("any", "vllm", "vllm-asymmetric"), default="vllm")
+
+
 def add_profiles(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--profile",

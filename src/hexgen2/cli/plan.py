@@ -11,18 +11,13 @@ from hexgen2.cli import inputs, output
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = subparsers.add_parser("plan", help="plan a model on a cluster", description=__doc__)
     parser.add_argument("--cluster", required=True, metavar="FILE", help="cluster file (YAML)")
-    parser.add_argument(
-        "--model", required=True, metavar="NAME|DIR", help="model name, or directory with config.json"
-    )
-    parser.add_argument(
-        "--workload", required=True, metavar="NAME|FILE", help="workload name, CSV, JSONL or fixed:I/O"
-    )
+    inputs.add_model_and_workload(parser)
     parser.add_argument("--objective", choices=("throughput", "goodput"), default="throughput")
     inputs.add_slo(parser)
     parser.add_argument(
         "--rate", type=inputs.positive, metavar="RPS", help="arrival rate that the plan must carry"
     )
-    parser.add_argument("--engine", choices=("any", "vllm", "vllm-asymmetric"), default="vllm")
+    inputs.add_engine(parser)
     parser.add_argument(
         "--solver",
         default="hexgen2",

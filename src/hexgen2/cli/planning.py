@@ -11,7 +11,7 @@ from hexgen2.cost import CostModel, Efficiencies, Profile, parse_profile
 from hexgen2.scheduler import Problem, engine_profile
 from hexgen2.specs.catalog.models import load_model
 from hexgen2.specs.catalog.workloads import load_workload
-from hexgen2.specs.cluster import load_cluster
+from hexgen2.specs.cluster import Cluster, load_cluster
 from hexgen2.specs.errors import InputError
 from hexgen2.specs.files import read_mapping
 from hexgen2.specs.plan import Slo
@@ -22,21 +22,26 @@ PLANNING_LENGTHS = 256
 
 def load_problem(args: argparse.Namespace) -> Problem:
     """The problem that ``plan`` was asked."""
+    return problem_for(args, load_cluster(args.cluster), str(args.cluster), rate=args.rate)
+
+
+def problem_for(args: argparse.Namespace, cluster: Cluster, source: str, rate: float | None) -> Problem:
+    """The problem of a command's arguments on a cluster, which messages call ``source``."""
     model = load_model(args.model)
     profiles = [load_profile(name) for name in args.profile]
     directory = Path(args.model)
     return Problem(
-        cluster=load_cluster(args.cluster),
+        cluster=cluster,
         workload=args.workload,
         lengths=load_workload(args.workload).representative(PLANNING_LENGTHS),
         cost=CostModel(model, Efficiencies(profiles)),
         engine=engine_profile(args.engine),
         objective=args.objective,
         slo=Slo(ttft_s=args.slo_ttft, tpot_s=args.slo_tpot),
-        rate=args.rate,
+        rate=rate,
         # A directory is kept as a whole path, so that the plan can be served from anywhere.
         model_name=str(directory.resolve()) if directory.is_dir() else args.model,
-        source=str(args.cluster),
+        source=source,
         profiles=tuple(profile.name for profile in profiles),
     )
 

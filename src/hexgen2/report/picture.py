@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,11 @@ _COLUMN_X = {"prefill": 0.0, "decode": 7.6, "colocated": 3.8}
 
 def save_picture(plan: Plan, path: str | Path) -> None:
     """Write the picture; the suffix (.svg, .png or .pdf) decides its format."""
+    save_figure(path, lambda figure: _draw(figure, plan))
+
+
+def save_figure(path: str | Path, draw: Callable[[Any], None]) -> None:
+    """Have a matplotlib figure drawn and write it; the suffix (.svg, .png or .pdf) decides its format."""
     suffix = Path(path).suffix.lower()
     if suffix not in (".svg", ".png", ".pdf"):
         raise InputError(
@@ -35,7 +41,7 @@ def save_picture(plan: Plan, path: str | Path) -> None:
     with matplotlib.rc_context(style):
         figure = Figure(layout="constrained")
         FigureCanvasAgg(figure)
-        _draw(figure, plan)
+        draw(figure)
         metadata: dict[str, Any] = {"Date": None} if suffix == ".svg" else {}
         try:
             Path(path).parent.mkdir(parents=True, exist_ok=True)

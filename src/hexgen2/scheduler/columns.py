@@ -41,10 +41,14 @@ class Column:
 
 @dataclass(frozen=True)
 class Kinds:
-    """The kinds of nodes of a topology; ``by_community``: those of different communities differ in kind."""
+    """The kinds of nodes of a topology; ``by_community``: those of different communities differ in kind.
+
+    ``labels`` (N,): so do those of different labels, and the kinds are in the order of the labels.
+    """
 
     topology: Topology
     by_community: bool = False
+    labels: tuple[int, ...] = ()
 
     @cached_property
     def of_node(self) -> tuple[int, ...]:
@@ -52,6 +56,7 @@ class Kinds:
         topology = self.topology
         keys = [
             (
+                self.labels[node] if self.labels else 0,
                 int(kind),
                 count,
                 topology.cluster.nic_bandwidth(node),

@@ -8,7 +8,7 @@ and with optimistic rates for templates its relaxation is a bound (bound.py).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,8 @@ from scipy.sparse import coo_matrix, csr_matrix
 from hexgen2.scheduler.columns import Column, Kinds
 
 FloatArray = NDArray[np.float64]
+Row = tuple[dict[int, float], float]
+"""Variable → factor, and what their sum may be at most."""
 ROUNDED = 1e-6
 NEARLY_WHOLE = 0.75
 
@@ -47,29 +49,13 @@ def program(kinds: Kinds, columns: Sequence[Column], kv_bytes: float) -> Program
     number = len(kinds.nodes)
     base = len(columns) + len(exchanging)
     total = base + number * number
-    rows: list[tuple[dict[int, float], float]] = []
+    rows: list[Row] = []
 
     for kind in range(number):
         use = {v: float(sum(gpus for k, gpus in column.parts if k == kind)) for v, column in enumerate(columns)}
         room = float(len(kinds.nodes[kind]) * kinds.count(kind))
         rows.append(({v: gpus for v, gpus in use.items() if gpus}, room))
-    for v, at in flow.items():
-        rows.append(({at: 1.0, v: -columns[v].rps / scale}, 0.0))
-    for kind in range(
-        number
-    ):  # what leaves a kind's prefill groups is sent, what its decode groups take arrives
-        sent = {base + kind * number + other: -1.0 for other in range(number)}
-        received = {base + other * number + kind: 1.0 for other in range(number)}
-        for v, at in flow.items():
-            part = dict(columns[v].spread).get(kind, 0.0)
-            if part and columns[v].role == "prefill":
-                sent[at] = part
-            elif part:
-                received[at] = -part
-        rows.append((sent, 0.0))
-        rows.append((received, 0.0))
-    # So far: prefilled ≤ carried ≤ decoded. With decoded ≤ prefilled all three are equal.
-    rows.append(({at: (-1.0 if columns[v].role == "prefill" else 1.0) for v, at in flow.items()}, 0.0))
+    rows += exchange_rows(columns, flow, base, number, scale)
     limit = np.full(total, np.inf)
     for kind in range(number):
         room = float(len(kinds.nodes[kind]) * kinds.count(kind))
@@ -94,10 +80,41 @@ def program(kinds: Kinds, columns: Sequence[Column], kv_bytes: float) -> Program
             goal[v] = -column.rps / scale
         elif column.role == "decode":
             goal[flow[v]] = -1.0
+    matrix = row_matrix(rows, total)
+    return Program(goal, matrix, np.array([bound for _, bound in rows]), len(columns), limit, scale)
+
+
+def exchange_rows(
+    columns: Sequence[Column], flow: Mapping[int, int], base: int, kinds: int, scale: float
+) -> list[Row]:
+    """What templates exchange: within their rates, conserved at every kind, as much decoded as prefilled.
+
+    ``flow``: template → its variable u_v; ``base``: the first of the variables T_kl, row by row.
+    """
+    rows: list[Row] = [({at: 1.0, v: -columns[v].rps / scale}, 0.0) for v, at in flow.items()]
+    for kind in range(
+        kinds
+    ):  # what leaves a kind's prefill groups is sent, what its decode groups take arrives
+        sent = {base + kind * kinds + other: -1.0 for other in range(kinds)}
+        received = {base + other * kinds + kind: 1.0 for other in range(kinds)}
+        for v, at in flow.items():
+            part = dict(columns[v].spread).get(kind, 0.0)
+            if part and columns[v].role == "prefill":
+                sent[at] = part
+            elif part:
+                received[at] = -part
+        rows.append((sent, 0.0))
+        rows.append((received, 0.0))
+    # So far: prefilled ≤ carried ≤ decoded. With decoded ≤ prefilled all three are equal.
+    rows.append(({at: (-1.0 if columns[v].role == "prefill" else 1.0) for v, at in flow.items()}, 0.0))
+    return rows
+
+
+def row_matrix(rows: Sequence[Row], variables: int) -> csr_matrix:
+    """(rows, variables) the factors of rows."""
     entries = [(row, at, value) for row, (terms, _) in enumerate(rows) for at, value in terms.items()]
     row_at, column_at, values = zip(*entries, strict=True)
-    matrix = coo_matrix((values, (row_at, column_at)), shape=(len(rows), total)).tocsr()
-    return Program(goal, matrix, np.array([bound for _, bound in rows]), len(columns), limit, scale)
+    return coo_matrix((values, (row_at, column_at)), shape=(len(rows), variables)).tocsr()
 
 
 def dive(master: Program) -> NDArray[np.int64]:
