@@ -12,12 +12,14 @@ from typing import Protocol
 from hexgen2.coordinator.breaker import Breaker, BreakerSettings
 from hexgen2.coordinator.config import CoordinatorConfig, EngineEndpoint
 from hexgen2.coordinator.errors import EngineFailure, FailureKind
-from hexgen2.specs.routing import Path, SmoothRouter
+from hexgen2.specs.classes import RequestSize
+from hexgen2.specs.routing import ClassRouter, Path, SmoothRouter
 
 log = logging.getLogger(__name__)
 
 # Where the plan does not say how much a group runs at once.
 _NOMINAL_BATCH = 256
+_UNKNOWN = RequestSize()
 
 
 class Call(Protocol):
@@ -62,8 +64,10 @@ class Fleet:
 
     def __init__(self, config: CoordinatorConfig) -> None:
         self.engines = {endpoint.group_id: Engine(endpoint) for endpoint in config.engines}
-        colocated = [Path(None, e.group_id, e.share) for e in config.engines if e.role == "colocated"]
-        pairs = [Path(route.prefill, route.decode, route.share) for route in config.routes]
+        colocated = [
+            Path(None, e.group_id, e.share, e.class_shares) for e in config.engines if e.role == "colocated"
+        ]
+        pairs = [Path(route.prefill, route.decode, route.share, route.class_shares) for route in config.routes]
         by_decode: dict[str, float] = {}
         for route in config.routes:
             by_decode[route.decode] = by_decode.get(route.decode, 0.0) + route.share
@@ -72,7 +76,7 @@ class Fleet:
         settings = BreakerSettings(limits.breaker_failures, limits.breaker_open_s, limits.breaker_max_open_s)
         self.breakers = {group: Breaker(settings) for group in self.engines}
         bound = limits.load_correction
-        self.planned = SmoothRouter([*pairs, *colocated], bound)
+        self.planned = ClassRouter([*pairs, *colocated], bound, config.classes)
         self._whole = SmoothRouter(colocated, bound)
         self._decode_alone = SmoothRouter(
             [Path(None, group, share) for group, share in by_decode.items()], bound
@@ -80,14 +84,16 @@ class Fleet:
         routers = (self.planned, self._whole, self._decode_alone)
         self._path_breakers = {path: Breaker(settings) for router in routers for path in router.paths}
 
-    def choose(self, one_engine: bool = False, avoid: Collection[Path] = ()) -> Path | None:
-        """A path whose engines are all up; None where there is none.
+    def choose(
+        self, one_engine: bool = False, avoid: Collection[Path] = (), size: RequestSize = _UNKNOWN
+    ) -> Path | None:
+        """A path whose engines are all up, by the shares of the request's class; None where there is none.
 
         With `one_engine` the request must not be split: colocated engines serve it, or else decode engines
         alone. Paths in `avoid` (they failed this request already) are taken only where nothing else is
         left.
         """
-        routers = (self._whole, self._decode_alone) if one_engine else (self.planned,)
+        routers = (self._whole, self._decode_alone) if one_engine else self.planned.routers(size)
         load = {engine.id: engine.load for engine in self.engines.values()}
         now = time.monotonic()
         usable = {path for router in routers for path in router.paths if self.is_up(path)}

@@ -19,7 +19,9 @@ from hexgen2.coordinator.errors import ApiError, ClientGone, EngineFailure, inte
 from hexgen2.coordinator.exchange import Exchange
 from hexgen2.coordinator.metrics import Metrics
 from hexgen2.coordinator.request import REQUEST_ID, ClientRequest, encode
-from hexgen2.coordinator.stream import completion_tokens, finished_with_error
+from hexgen2.coordinator.sizes import SizeEstimator
+from hexgen2.coordinator.stream import completion_tokens, finished_with_error, prompt_tokens
+from hexgen2.specs.classes import RequestSize
 from hexgen2.specs.routing import Path
 
 log = logging.getLogger(__name__)
@@ -35,6 +37,8 @@ class Proxy:
         self._client = client
         self._fleet = client.fleet
         self._metrics = metrics
+        # Without classes nobody asks how long a prompt is.
+        self._sizes = SizeEstimator() if config.classes else None
 
     async def serve(self, http: web.Request, request: ClientRequest) -> web.StreamResponse:
         """Answer a request; ApiError where it cannot be and nothing has been sent yet."""
@@ -99,7 +103,8 @@ class Proxy:
                 path = reason_or_path
 
     def _choose(self, exchange: Exchange) -> Path | None:
-        return self._fleet.choose(exchange.sent.obstacle is not None, exchange.failed_paths)
+        size = self._sizes.size(exchange.request) if self._sizes else RequestSize()
+        return self._fleet.choose(exchange.sent.obstacle is not None, exchange.failed_paths, size)
 
     def _retry(self, exchange: Exchange, failure: EngineFailure) -> Path:
         """Another path for a request of which nothing has been sent yet, or the error that ends it."""
@@ -213,6 +218,8 @@ class Proxy:
 
     def _answer(self, exchange: Exchange, path: Path, call: EngineCall, content: bytes) -> web.Response:
         self._metrics.output_tokens.inc(completion_tokens(content) or 0)
+        if self._sizes:
+            self._sizes.observe(exchange.request, prompt_tokens(content))
         headers = {"Content-Type": call.content_type, **self._report(exchange, path)}
         return web.Response(status=200, body=content, headers=headers)
 
@@ -237,6 +244,8 @@ class Proxy:
             if exchange.splice is not None and exchange.splice.ended and not call.done:
                 break  # a stop string was found across the seam: what the engine still generates is not wanted
         assert exchange.response is not None, "a stream ends after its first block"
+        if self._sizes and exchange.journal.prompt_ids:
+            self._sizes.observe(exchange.request, len(exchange.journal.prompt_ids))
         await exchange.response.write_eof()
         return exchange.response
 

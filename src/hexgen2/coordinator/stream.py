@@ -14,6 +14,7 @@ _END = b"\n\n"
 # Inside a JSON string a quote is always escaped, so these bytes can only be JSON's own.
 _FINISH_ERROR = re.compile(rb'"finish_reason":\s*"error"')
 _TOKENS = re.compile(rb'"completion_tokens":\s*(\d+)')
+_PROMPT_TOKENS = re.compile(rb'"prompt_tokens":\s*(\d+)')
 
 
 class EventBlocks:
@@ -88,4 +89,10 @@ def finished_with_error(answer: bytes) -> bool:
 def completion_tokens(answer: bytes) -> int | None:
     """The usage's count of generated tokens, from the last place that gives one."""
     found = _TOKENS.findall(answer[-2048:])
+    return int(found[-1]) if found else None
+
+
+def prompt_tokens(answer: bytes) -> int | None:
+    """The usage's count of prompt tokens, likewise."""
+    found = _PROMPT_TOKENS.findall(answer[-2048:])
     return int(found[-1]) if found else None

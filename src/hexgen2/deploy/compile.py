@@ -122,14 +122,18 @@ def _coordinator(context: EngineContext, processes: tuple[ProcessSpec, ...]) -> 
                 url=_url(heads[group.id].host, heads[group.id].ports["http"]),
                 share=group.share,
                 max_batch=group.max_batch,
+                class_shares=group.class_shares if group.role == "colocated" else {},
             )
             for group in context.plan.groups
         ),
         routes=tuple(
-            RouteShare(prefill=route.source, decode=route.target, share=route.share)
+            RouteShare(
+                prefill=route.source, decode=route.target, share=route.share, class_shares=route.class_shares
+            )
             for route in context.plan.routes
-            if route.share > 0
+            if route.share > 0 or any(route.class_shares.values())
         ),
+        classes=context.plan.classes,
     )
 
 

@@ -15,8 +15,9 @@ from hexgen2.simulator.network import Network
 from hexgen2.simulator.prefill import PrefillGroup
 from hexgen2.simulator.result import SimulationResult, summarise
 from hexgen2.simulator.sequence import Sequence
+from hexgen2.specs.classes import RequestSize
 from hexgen2.specs.plan import Group, Plan, Slo
-from hexgen2.specs.routing import Path, SmoothRouter
+from hexgen2.specs.routing import ClassRouter, Path
 
 PROGRESS_EVERY = 500
 """Requests between two calls of the progress function."""
@@ -30,16 +31,19 @@ def simulate(
     slo: Slo | None = None,
     load_correction: float = 0.5,
     hold_back: bool = True,
+    max_tokens_known: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> SimulationResult:
     """What becomes of these requests on this plan.
 
     ``cost`` is the cost model of the plan's model. ``slo``: targets to count goodput by, the plan's by default.
     ``load_correction``: how far live load bends the shares, the coordinator's setting. ``hold_back``: a decode
-    group is sent at most ``max_batch`` requests at a time, see `Engine`. ``progress`` is called with the
-    requests that have ended and all of them. Deterministic: equal arguments give equal results.
+    group is sent at most ``max_batch`` requests at a time, see `Engine`. ``max_tokens_known``: requests name
+    the length of their answer as ``max_tokens``, as `bench` does; it counts where the plan routes by class.
+    ``progress`` is called with the requests that have ended and all of them. Deterministic: equal arguments
+    give equal results.
     """
-    simulation = _Simulation(plan, cost, requests, load_correction, hold_back, progress)
+    simulation = _Simulation(plan, cost, requests, load_correction, hold_back, max_tokens_known, progress)
     return simulation.run(plan.slo if slo is None else slo)
 
 
@@ -60,6 +64,7 @@ class _Simulation:
         requests: Requests,
         load_correction: float,
         hold_back: bool,
+        max_tokens_known: bool,
         progress: Callable[[int, int], None] | None,
     ) -> None:
         self._plan = plan
@@ -74,9 +79,12 @@ class _Simulation:
         self._engines = {group.id: self._engine(group) for group in plan.groups if group.role != "prefill"}
         self._bytes_per_token: dict[tuple[str, str], float] = {}
         self._network = self._build_network()
-        paths = [Path(route.source, route.target, route.share) for route in plan.routes]
-        paths += [Path(None, group.id, group.share) for group in plan.role_groups("colocated")]
-        self._router = SmoothRouter(paths, load_correction)
+        paths = [Path(route.source, route.target, route.share, route.class_shares) for route in plan.routes]
+        paths += [
+            Path(None, group.id, group.share, group.class_shares) for group in plan.role_groups("colocated")
+        ]
+        self._router = ClassRouter(paths, load_correction, plan.classes)
+        self._by_max_tokens = max_tokens_known
         # As the coordinator counts load: requests in flight over those that the plan lets run at once.
         self._in_flight_weight = {group.id: 1 / group.max_batch for group in plan.groups}
         self._load = {group.id: 0.0 for group in plan.groups}
@@ -110,7 +118,8 @@ class _Simulation:
         if number + 1 < len(self._sequences):
             self._events.at(self._sequences[number + 1].arrival, self._arrive, number + 1)
         sequence = self._sequences[number]
-        path = self._router.choose(_everywhere, self._load)
+        size = RequestSize(sequence.inputs, sequence.outputs if self._by_max_tokens else None)
+        path = self._router.choose(_everywhere, self._load, size)
         assert path is not None, "every path of a simulated plan is up"
         prompt_fits = path.prefill is None or sequence.inputs <= self._prefill[path.prefill].max_tokens
         if not prompt_fits or sequence.inputs + sequence.outputs > self._engines[path.target].max_tokens:

@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from hexgen2.specs import files
 from hexgen2.specs.base import Spec
+from hexgen2.specs.classes import RequestClass, check_class_shares
 from hexgen2.specs.cluster import Cluster, parse_cluster
 from hexgen2.specs.errors import InputError
 
@@ -34,7 +35,8 @@ class Stage(Spec):
 
 
 class Group(Spec):
-    """A serving group: one replica. ``share`` is the part of all requests that it handles in its role."""
+    """A serving group: one replica. ``share`` is the part of all requests that it handles in its role,
+    ``class_shares`` the same of each request class where the plan has classes."""
 
     id: str
     role: Role
@@ -43,6 +45,7 @@ class Group(Spec):
     capacity_rps: float = Field(ge=0)
     max_batch: int = Field(ge=1)
     stages: tuple[Stage, ...] = Field(min_length=1)
+    class_shares: dict[str, float] = Field(default_factory=dict)
 
     @property
     def gpus(self) -> tuple[str, ...]:
@@ -51,13 +54,15 @@ class Group(Spec):
 
 
 class Route(Spec):
-    """An edge prefill group → decode group: its share of all requests, and what its links could carry."""
+    """An edge prefill group → decode group: its share of all requests (and of each request class, where the
+    plan has classes), and what its links could carry."""
 
     source: str = Field(alias="from")
     target: str = Field(alias="to")
     share: float = Field(ge=0)
     rps: float = Field(ge=0)
     capacity_rps: float = Field(ge=0)
+    class_shares: dict[str, float] = Field(default_factory=dict)
 
 
 class Objective(Spec):
@@ -90,9 +95,20 @@ class Slo(Spec):
     tpot_s: float | None = Field(default=None, gt=0)
 
 
+class ClassRouting(Spec):
+    """What routing by request class brings: the requests/s carried then, and how much more that is."""
+
+    throughput_rps: float = Field(ge=0)
+    gain: float
+
+
 class Plan(Spec):
     """A plan as `hexgen2 plan` writes it (DESIGN section 9). ``cluster`` is the whole cluster, so that the
-    file alone can be served; ``model`` and ``workload`` are the names or paths that were asked for."""
+    file alone can be served; ``model`` and ``workload`` are the names or paths that were asked for.
+
+    Shares, rates and the objective are those of requests that are all routed alike. Where telling request
+    classes apart serves more, ``classes`` are they, ``class_shares`` say where each goes, and ``class_routing``
+    what it brings; without classes these keys are absent."""
 
     version: int = PLAN_VERSION
     cluster: Cluster
@@ -116,6 +132,8 @@ class Plan(Spec):
     shadow_prices: tuple[dict[str, Any], ...] = ()
     rejected: tuple[Rejection, ...] = ()
     notes: tuple[str, ...] = ()
+    classes: tuple[RequestClass, ...] = ()
+    class_routing: ClassRouting | None = None
 
     @cached_property
     def group_by_id(self) -> Mapping[str, Group]:
@@ -155,11 +173,21 @@ class Plan(Spec):
         total += sum(group.share for group in self.groups if group.role == "colocated")
         if self.groups and abs(total - 1) > 1e-6:
             raise ValueError(f"the shares sum to {total:.6f}; make them sum to 1")
+        ways = [(f"route {route.source} → {route.target}", route.class_shares) for route in self.routes]
+        ways += [
+            (f"group {group.id}", group.class_shares) for group in self.groups if group.role == "colocated"
+        ]
+        check_class_shares(self.classes, ways)
         return self
 
     def document(self) -> dict[str, Any]:
         """The plan as the JSON object of DESIGN section 9."""
         document = self.model_dump(mode="json", by_alias=True, exclude={"cluster"})
+        if not self.classes:
+            for key in ("classes", "class_routing"):
+                del document[key]
+            for part in (*document["groups"], *document["routes"]):
+                del part["class_shares"]
         return {"version": document.pop("version"), "cluster": self.cluster.document(), **document}
 
 

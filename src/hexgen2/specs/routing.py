@@ -6,18 +6,21 @@ One rule for the coordinator and the simulator. Pure and deterministic: the same
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+
+from hexgen2.specs.classes import ClassShares, RequestClass, RequestSize
 
 
 @dataclass(frozen=True)
 class Path:
     """A way through the fleet: the engine that computes the prompt (None: `target` does both) and the one
-    that answers.
+    that answers. Paths are equal when they lead the same way, whatever their shares.
     """
 
     prefill: str | None
     target: str
-    share: float
+    share: float = field(compare=False)
+    class_shares: ClassShares = field(default_factory=dict, compare=False)
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -87,3 +90,52 @@ class SmoothRouter:
             for index in out:
                 self._credit[index] = 0.0
         return self.paths[best]
+
+
+class ClassRouter:
+    """Chooses by the shares of a request's class, or by those of all requests where there are no classes.
+
+    Of a request that may belong to several classes (its ``max_tokens`` is not known) the shares are the mean
+    over them, weighted by their fractions. Those of all requests count for a request that belongs to no class,
+    and for one none of whose class's paths is available.
+    """
+
+    def __init__(self, paths: Sequence[Path], bound: float, classes: Sequence[RequestClass] = ()) -> None:
+        self.everything = SmoothRouter(paths, bound)
+        self._paths = tuple(paths)
+        self._bound = bound
+        self._classes = tuple(classes)
+        self._routers: dict[tuple[int, ...], tuple[SmoothRouter, ...]] = {}
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """Every path that some request may take, with its share of all requests."""
+        if not self._classes:
+            return self.everything.paths
+        return tuple(path for path in self._paths if path.share > 0 or any(path.class_shares.values()))
+
+    def routers(self, size: RequestSize) -> tuple[SmoothRouter, ...]:
+        """Whom to ask for a path of a request of this size, one after the other."""
+        fitting = tuple(place for place, one in enumerate(self._classes) if one.may_contain(size))
+        if not fitting or len(fitting) == len(self._classes):
+            return (self.everything,)
+        known = self._routers.get(fitting)
+        if known is None:
+            total = sum(self._classes[place].fraction for place in fitting)
+            weights = {self._classes[place].name: self._classes[place].fraction / total for place in fitting}
+            shared = [
+                replace(path, share=sum(weights.get(name, 0.0) * s for name, s in path.class_shares.items()))
+                for path in self._paths
+            ]
+            known = self._routers[fitting] = (SmoothRouter(shared, self._bound), self.everything)
+        return known
+
+    def choose(
+        self, available: Callable[[Path], bool], load: Mapping[str, float], size: RequestSize
+    ) -> Path | None:
+        """The path of the next request, which is of this size; None where none is available."""
+        for router in self.routers(size):
+            path = router.choose(available, load)
+            if path is not None:
+                return path
+        return None
