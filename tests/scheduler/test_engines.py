@@ -6,6 +6,7 @@ import pytest
 
 from hexgen2.scheduler.engines import (
     DECODE_PP,
+    EVEN_STAGES,
     PREFILL_PP,
     PROFILES,
     RULES,
@@ -54,8 +55,16 @@ def test_route_rules(profile: str, source: tuple[int, ...], target: tuple[int, .
     assert PROFILES[profile].route_rule(source, target) == rule
 
 
+@pytest.mark.parametrize(
+    ("counts", "rule"), [((4,), None), ((2, 2), None), ((3, 1), EVEN_STAGES), ((1, 1, 2), EVEN_STAGES)]
+)
+def test_stage_rules(counts: tuple[int, ...], rule: str | None) -> None:
+    assert PROFILES["vllm"].stage_rule(counts) == PROFILES["vllm-asymmetric"].stage_rule(counts) == rule
+    assert PROFILES["any"].stage_rule(counts) is None
+
+
 def test_every_rule_is_explained() -> None:
-    assert set(RULES) == {UNIFORM_TP, DECODE_PP, PREFILL_PP, TP_DIVIDES}
+    assert set(RULES) == {UNIFORM_TP, DECODE_PP, PREFILL_PP, TP_DIVIDES, EVEN_STAGES}
 
 
 def test_an_unknown_profile_is_told_in_one_line() -> None:

@@ -6,6 +6,7 @@ group or a route, or None, so that a plan can say what kept a better layout out.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hexgen2.specs.errors import InputError
@@ -15,11 +16,13 @@ UNIFORM_TP = "uniform-tp"
 DECODE_PP = "decode-pp"
 PREFILL_PP = "prefill-pp"
 TP_DIVIDES = "tp-divides"
+EVEN_STAGES = "even-stages"
 
 RULES: dict[str, str] = {
     UNIFORM_TP: "all stages of a group have one tensor-parallel size",
     DECODE_PP: "a decode group that receives KV caches has one pipeline stage",
     PREFILL_PP: "a prefill group has one pipeline stage",
+    EVEN_STAGES: "a stage that spans nodes has as many GPUs on each",
     TP_DIVIDES: "the tensor-parallel sizes of both ends of a route divide each other",
 }
 """What each rule says, in words."""
@@ -31,8 +34,9 @@ class EngineProfile:
 
     ``uniform_tp``: one TP for all stages of a group. ``decode_pp`` / ``prefill_pp``: whether groups of that
     role may have several stages (NIXL's pull connector wants one on both sides, its push connector only on the
-    decode side). ``tp_divides``: on every route P_TP and D_TP divide each other. Colocated groups move no KV
-    cache, so only ``uniform_tp`` binds them.
+    decode side). ``tp_divides``: on every route P_TP and D_TP divide each other.
+    ``even_stages``: a stage over several nodes has as many GPUs on each. Colocated groups move no KV cache, so
+    only ``uniform_tp`` and ``even_stages`` bind them.
     """
 
     name: str
@@ -40,6 +44,7 @@ class EngineProfile:
     decode_pp: bool = True
     prefill_pp: bool = True
     tp_divides: bool = False
+    even_stages: bool = False
 
     def group_rule(self, role: Role, tps: tuple[int, ...]) -> str | None:
         """The rule that forbids a group with these TP sizes, stage by stage; None when it can run."""
@@ -52,6 +57,10 @@ class EngineProfile:
                 return PREFILL_PP
         return None
 
+    def stage_rule(self, counts: Sequence[int]) -> str | None:
+        """The rule that forbids a stage with these GPUs on its nodes, node by node; None when it can run."""
+        return EVEN_STAGES if self.even_stages and len(set(counts)) > 1 else None
+
     def route_rule(self, source: tuple[int, ...], target: tuple[int, ...]) -> str | None:
         """The rule that forbids KV transfers between groups with these TP sizes; None when they can talk."""
         if self.tp_divides:
@@ -63,8 +72,10 @@ class EngineProfile:
 
 
 ANY = EngineProfile("any")
-VLLM = EngineProfile("vllm", uniform_tp=True, decode_pp=False, prefill_pp=True, tp_divides=True)
-VLLM_ASYMMETRIC = EngineProfile("vllm-asymmetric")
+VLLM = EngineProfile(
+    "vllm", uniform_tp=True, decode_pp=False, prefill_pp=True, tp_divides=True, even_stages=True
+)
+VLLM_ASYMMETRIC = EngineProfile("vllm-asymmetric", even_stages=True)
 
 PROFILES: dict[str, EngineProfile] = {profile.name: profile for profile in (ANY, VLLM, VLLM_ASYMMETRIC)}
 

@@ -12,6 +12,7 @@ from itertools import pairwise, permutations
 
 from hexgen2.cost import transfer
 from hexgen2.cost.layout import PlacedStage, Placement
+from hexgen2.scheduler.engines import EngineProfile
 from hexgen2.scheduler.layouts import StageTemplate, Template, chains, layer_splits, valid_tps
 from hexgen2.scheduler.problem import Problem
 from hexgen2.scheduler.routes import Loads
@@ -238,7 +239,7 @@ class Evaluator:
 
     def _option(self, role: Role, layout: Candidate) -> Option:
         problem, template, valued = self.problem, layout.template, layout.valued
-        forbidden = problem.engine.group_rule(role, tuple(stage.tp for stage in template))
+        forbidden = _forbidden(problem.engine, role, template)
         tpot = problem.slo.tpot_s if problem.objective == "goodput" else None
         if role == "prefill":
             prefill = self.values.prefill(valued)
@@ -280,6 +281,15 @@ def _best_chains(scored: list[tuple[Option, Candidate]]) -> list[Candidate]:
         if len(chains) == POLISHED:
             break
     return list(chains.values())
+
+
+def _forbidden(engine: EngineProfile, role: Role, template: Template) -> str | None:
+    """The engine rule that keeps a layout out of a role."""
+    for stage in template:
+        rule = engine.stage_rule([count for _, count in stage.members])
+        if rule is not None:
+            return rule
+    return engine.group_rule(role, tuple(stage.tp for stage in template))
 
 
 def _on_nodes(option: Option, nodes: tuple[int, ...]) -> Option:

@@ -201,6 +201,8 @@ def _choices(problem: Problem, vector: Vector, role: Role) -> tuple[Choice, ...]
         tps = tuple(sum(part) for part in chain)
         if problem.engine.group_rule(role, tps) is not None:
             continue
+        if any(problem.engine.stage_rule([count for count in part if count]) for part in chain):
+            continue
         for layers in _compositions(problem.model.layers, len(chain)):
             free = [int(index) for index in first]
             placement: list[PlacedStage] = []
