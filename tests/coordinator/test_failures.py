@@ -235,3 +235,44 @@ async def test_a_prefill_engine_that_dies_between_the_legs(stream: bool) -> None
             text = text_of(parse_events(answer)) if stream else answer["choices"][0]["text"]
             assert text == expected("a b", 16)
         assert await stand.metric("hexgen2:engine_failures_total", group="d0", kind="http_5xx") == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_prefill_engine_that_freezes_between_the_legs(stream: bool) -> None:
+    """The decode engine would wait for the cache as long as the prefill engine stays silent."""
+    async with running(TWO_ROUTES, timeouts=ALERT) as stand:
+        frozen: list[str] = []
+        for name in ("0", "1"):
+            decode, receive = stand.engines[f"d{name}"], stand.engines[f"d{name}"]._receive
+
+            async def after_the_freeze(*arguments: Any, name: str = name, receive: Any = receive) -> Any:
+                if not frozen:
+                    frozen.append(f"p{name}")
+                    stand.engines[f"p{name}"].freeze()
+                return await receive(*arguments)
+
+            decode._receive = after_the_freeze  # type: ignore[method-assign]
+        async with asyncio.timeout(5):  # the emulated engine itself would give up after 30 s
+            _, answer, _ = await stand.post("/v1/completions", {"prompt": "a b", "stream": stream})
+        text = text_of(parse_events(answer)) if stream else answer["choices"][0]["text"]
+        assert text == expected("a b", 16)
+        assert await stand.metric("hexgen2:engine_failures_total", group=frozen[0], kind="down") == 1
+        assert not any(engine.feeding for engine in stand.coordinator.fleet.engines.values())
+        stand.engines[frozen[0]].thaw()
+
+
+async def test_a_plain_request_waits_for_its_engine_to_come_back() -> None:
+    """The only engine is lost and started again: nothing was sent, so the client need not know."""
+    async with running({"c0": 1.0}, emulator=SLOW) as stand:
+        engine = stand.engines["c0"]
+        task = asyncio.create_task(stand.complete("a b", max_tokens=20))
+        await until(lambda: engine.core.generation_tokens_total > 5)
+        port = engine.port
+        engine.kill()
+        await until(lambda: not stand.coordinator.fleet.engines["c0"].up)
+        await engine.stop()
+        engine.healthy = True
+        engine.thaw()
+        await engine.start(port)
+        assert (await task)["choices"][0]["text"] == expected("a b", 20)
+        assert await stand.metric("hexgen2:retries_total") >= 1

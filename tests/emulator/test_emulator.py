@@ -142,6 +142,19 @@ async def test_a_dead_producer_is_an_error_500(http: aiohttp.ClientSession) -> N
             await complete(http, prefill)
 
 
+async def test_a_producer_started_again_is_an_error_500(http: aiohttp.ClientSession) -> None:
+    """It listens where the lost one did and knows nothing of its prompts; vLLM compares engine ids."""
+    async with EmulatedEngine().running() as decode:
+        async with EmulatedEngine().running() as prefill:
+            kv = (await complete(http, prefill, max_tokens=1, kv_transfer_params=DO_PREFILL))[
+                "kv_transfer_params"
+            ]
+        async with EmulatedEngine().running(prefill.port):
+            body = {"prompt": PROMPT, "kv_transfer_params": kv}
+            async with http.post(decode.url + "/v1/completions", json=body) as response:
+                assert response.status == 500
+
+
 async def test_a_client_that_leaves_frees_the_slot(http: aiohttp.ClientSession) -> None:
     timing = LinearTiming(step_base_s=0.01)
     async with EmulatedEngine(EmulatorConfig(timing=timing)).running() as engine:
@@ -182,6 +195,17 @@ async def test_bad_requests(http: aiohttp.ClientSession, body: dict[str, Any], s
     ):
         assert response.status == status
         assert word in (await response.json())["error"]["message"]
+
+
+async def test_text_offsets_count_tokens_not_what_was_shown(http: aiohttp.ClientSession) -> None:
+    """As vLLM's do: text that is held back for a stop string does not shift them."""
+    async with EmulatedEngine().running() as engine:
+        offsets = []
+        for stop in ([], ["never to be found"]):
+            body = {"prompt": "a", "max_tokens": 6, "logprobs": 1, "stop": stop}
+            *chunks, _ = await events(http, engine.url + "/v1/completions", body)
+            offsets.append([at for chunk in chunks for at in chunk["choices"][0]["logprobs"]["text_offset"]])
+        assert offsets[0] == offsets[1]
 
 
 async def test_error_event_is_followed_by_done(http: aiohttp.ClientSession) -> None:

@@ -73,8 +73,10 @@ class EngineClient:
         assert self._probes is not None, "the client is not started"
         return self._probes
 
-    def call(self, group_id: str) -> EngineCall:
-        return EngineCall(self, self.fleet.engines[group_id])
+    def call(self, group_id: str, kv_from: str | None = None) -> EngineCall:
+        """A request to an engine, which may have to fetch the prompt's KV cache from `kv_from`."""
+        source = self.fleet.engines[kv_from] if kv_from is not None else None
+        return EngineCall(self, self.fleet.engines[group_id], source)
 
     async def _watch_calls(self) -> None:
         loop = asyncio.get_running_loop()
@@ -85,7 +87,7 @@ class EngineClient:
             now = loop.time()
             for call in list(self.watched):
                 if call.deadline is not None and call.deadline < now:
-                    call.expire("timeout", f"nothing came for {call.allowed_s:g} s")
+                    call.expire("timeout", call.engine.id, f"nothing came for {call.allowed_s:g} s")
 
 
 class EngineCall:
@@ -95,16 +97,17 @@ class EngineCall:
     answer is whole closes the connection, which makes the engine stop generating.
     """
 
-    def __init__(self, client: EngineClient, engine: Engine) -> None:
+    def __init__(self, client: EngineClient, engine: Engine, source: Engine | None = None) -> None:
         self.engine = engine
         self.deadline: float | None = None
         self.allowed_s = 0.0
         self.status = 0
         self.content_type = ""
         self._client = client
+        self._source = source
         self._response: aiohttp.ClientResponse | None = None
         self._scope = asyncio.timeout(None)
-        self._expired: tuple[FailureKind, str] | None = None
+        self._expired: tuple[FailureKind, str, str] | None = None
         self._cutter = EventBlocks()
         self._pending_failure: EngineFailure | None = None
         self.done = False
@@ -113,6 +116,8 @@ class EngineCall:
         await self._scope.__aenter__()
         self.engine.in_flight += 1
         self.engine.calls.add(self)
+        if self._source is not None:
+            self._source.feeding.add(self)
         self._client.watched.add(self)
         return self
 
@@ -122,6 +127,7 @@ class EngineCall:
         self.engine.in_flight -= 1
         self.engine.calls.discard(self)
         self._client.watched.discard(self)
+        self._has_its_kv()
         if self._response is not None:
             # An answer read to its end gives the connection back; any other is cut off, which aborts the
             # generation.
@@ -131,7 +137,7 @@ class EngineCall:
         except TimeoutError as timeout:
             if self._expired is None:
                 raise
-            raise EngineFailure(self._expired[0], self.engine.id, self._expired[1]) from timeout
+            raise EngineFailure(*self._expired) from timeout
         if isinstance(
             error, aiohttp.ServerTimeoutError
         ):  # a late connection is no proof of death: /health decides
@@ -145,11 +151,16 @@ class EngineCall:
             detail = "the connection broke before the answer was whole"
             raise EngineFailure("lost", self.engine.id, detail) from error
 
-    def expire(self, kind: FailureKind, detail: str) -> None:
-        """End the call from outside, as a failure of its engine; one that has all its answer cannot fail."""
+    def expire(self, kind: FailureKind, group_id: str, detail: str) -> None:
+        """End the call from outside, as a failure of that engine; one that has all its answer cannot fail."""
         if self._expired is None and not self.done:
-            self._expired = (kind, detail)
+            self._expired = (kind, group_id, detail)
             self._scope.reschedule(asyncio.get_running_loop().time())
+
+    def _has_its_kv(self) -> None:
+        if self._source is not None:
+            self._source.feeding.discard(self)
+            self._source = None
 
     def _wait_up_to(self, seconds: float) -> None:
         self.allowed_s = seconds
@@ -203,6 +214,8 @@ class EngineCall:
             block = self._cutter.feed(data)
             if not block:
                 continue
+            if self._source is not None:
+                self._has_its_kv()
             failed = failure_in(block)
             if failed is not None:
                 before, kind, message = failed

@@ -96,12 +96,14 @@ class Limits(_Frozen):
     long_prompt_bytes: int = Field(
         default=32768, ge=0, description="bodies above it wait in a line of their own"
     )
-    max_retries: int = Field(default=2, ge=0, description="further routes tried before any byte was sent")
+    max_retries: int = Field(default=5, ge=0, description="further routes tried before any byte was sent")
     max_migrations: int = Field(
         default=5, ge=0, description="times one stream may go on elsewhere; 0: it ends with its engine"
     )
-    migration_wait_s: float = Field(
-        default=10.0, ge=0, description="how long a broken stream waits for an engine to come up, in seconds"
+    engine_wait_s: float = Field(
+        default=10.0,
+        ge=0,
+        description="how long a request whose engine was lost waits for another to come up, in seconds",
     )
     unhealthy_after: int = Field(
         default=3,

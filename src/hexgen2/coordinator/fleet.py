@@ -25,14 +25,16 @@ _UNKNOWN = RequestSize()
 class Call(Protocol):
     """A request that an engine works on."""
 
-    def expire(self, kind: FailureKind, detail: str) -> None:
-        """End it now, for this reason."""
+    def expire(self, kind: FailureKind, group_id: str, detail: str) -> None:
+        """End it now, as this engine's failure, for this reason."""
         ...
 
 
 @dataclass(eq=False)
 class Engine:
-    """One engine's state. `calls` is what it works on, so that all of it can be ended at once."""
+    """One engine's state. `calls` is what it works on, so that all of it can be ended at once; `feeding` is
+    what other engines work on that may still be fetching a KV cache from it.
+    """
 
     endpoint: EngineEndpoint
     up: bool = False
@@ -42,6 +44,7 @@ class Engine:
     heard_at: float = 0.0  # event-loop time at which an answer's bytes last came
     max_model_len: int | None = None
     calls: set[Call] = field(default_factory=set)
+    feeding: set[Call] = field(default_factory=set)
     down_since: float | None = None  # monotonic; None while it is up, and before it first was
     lives: int = 0  # how often it has gone down: what it held in memory belongs to one life
 
@@ -168,12 +171,18 @@ class Fleet:
             return False
         return True
 
-    def mark_down(self, engine: Engine, reason: str) -> None:
-        """Take an engine out and end what it was working on: a frozen engine would never do so itself."""
+    def mark_down(self, engine: Engine, reason: str, silent: bool = False) -> None:
+        """Take an engine out and end what it was working on: a frozen engine would never do so itself.
+
+        Who fetches a KV cache from an engine that has gone `silent` would wait as long; from one that is dead
+        the fetch fails by itself.
+        """
         if engine.up:
             log.warning("engine %s is down: %s", engine.id, reason)
             engine.down_since = time.monotonic()
             engine.lives += 1
         engine.up, engine.reason = False, reason
         for call in list(engine.calls):
-            call.expire("down", reason)
+            call.expire("down", engine.id, reason)
+        for call in list(engine.feeding) if silent else ():
+            call.expire("down", engine.id, f"{reason}, while its KV cache was to be fetched")

@@ -59,7 +59,8 @@ class HealthWatch:
                 return  # it is busy answering requests, or this process was late itself
             engine.missed_polls += 1
             if engine.missed_polls >= self._unhealthy_after or not engine.up:
-                fleet.mark_down(engine, f"no answer from /health, {engine.missed_polls} times in a row")
+                reason = f"no answer from /health, {engine.missed_polls} times in a row"
+                fleet.mark_down(engine, reason, silent=True)
         else:
             if status == 200:
                 fleet.mark_up(engine)

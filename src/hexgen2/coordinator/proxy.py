@@ -93,7 +93,7 @@ class Proxy:
                 self._count(failure, path)
                 exchange.failed_paths.append(path)
                 if exchange.response is None:
-                    path = self._retry(exchange, failure)
+                    path = await self._retry(exchange, failure)
                     continue
                 if exchange.journal.finished:  # only the end was missing
                     return await self._finish(exchange)
@@ -106,11 +106,11 @@ class Proxy:
         size = self._sizes.size(exchange.request) if self._sizes else RequestSize()
         return self._fleet.choose(exchange.sent.obstacle is not None, exchange.failed_paths, size)
 
-    def _retry(self, exchange: Exchange, failure: EngineFailure) -> Path:
+    async def _retry(self, exchange: Exchange, failure: EngineFailure) -> Path:
         """Another path for a request of which nothing has been sent yet, or the error that ends it."""
         if exchange.retries >= self._config.limits.max_retries:
             raise failure.as_api_error() from failure
-        path = self._choose(exchange)
+        path = await self._wait_for_path(exchange)
         if path is None:
             raise no_path() from failure
         exchange.retries += 1
@@ -120,19 +120,23 @@ class Proxy:
 
     async def _migrate(self, exchange: Exchange) -> Path | str:
         """Another path for a stream that has begun, waiting for one if need be; or why it cannot go on."""
-        limits = self._config.limits
-        reason = migration.obstacle(exchange, limits.max_migrations)
+        reason = migration.obstacle(exchange, self._config.limits.max_migrations)
         if reason is not None:
             return reason
-        path = self._choose(exchange)
-        while path is None:
-            if not await self._fleet.wait_for_change(limits.migration_wait_s):
-                return "no_engine"
-            path = self._choose(exchange)
+        path = await self._wait_for_path(exchange)
+        if path is None:
+            return "no_engine"
         exchange.migrations += 1
         self._metrics.migrations.inc()
         done = len(exchange.journal.token_ids)
         log.info("the stream goes on at %s after %d tokens", path, done)
+        return path
+
+    async def _wait_for_path(self, exchange: Exchange) -> Path | None:
+        """A path for a request that was lost, once there is one; None where engines stay away too long."""
+        while (path := self._choose(exchange)) is None:
+            if not await self._fleet.wait_for_change(self._config.limits.engine_wait_s):
+                return None
         return path
 
     async def _finish(self, exchange: Exchange) -> web.StreamResponse:
@@ -191,7 +195,7 @@ class Proxy:
         """Leg 2, or the only leg: the answer goes to the client."""
         request, timeouts = exchange.sent, self._config.timeouts
         began = time.perf_counter()
-        async with self._client.call(path.target) as call:
+        async with self._client.call(path.target, path.prefill) as call:
             await call.open(request.endpoint, body, request.headers, timeouts.first_byte_s)
             if call.status != 200 or not call.content_type.startswith("text/event-stream"):
                 content = await call.read(timeouts.first_byte_s)

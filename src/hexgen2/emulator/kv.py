@@ -2,7 +2,8 @@
 
 It keeps the rules of vLLM's NIXL pull connector that a proxy can trip over: the producer holds a finished
 prompt's blocks for a lease only, the first pull frees them, and a consumer that comes too late (or second)
-gets other data and answers 200 with wrong tokens. Only a producer that cannot be reached is an error.
+gets other data and answers 200 with wrong tokens. Only a producer that cannot be reached, or is another one
+than before at the same address (it was started again), is an error.
 """
 
 from __future__ import annotations
@@ -73,14 +74,17 @@ class KvStore:
 
 
 class PullFailed(Exception):
-    """The producer cannot be reached."""
+    """The producer cannot be reached, or is not the one that computed the prompt."""
 
 
 async def fetch(session: aiohttp.ClientSession, kv: dict[str, Any], prompt: list[int]) -> bool:
     """Pull a prompt's KV cache; whether it is the right one. PullFailed where the producer is gone."""
-    url = f"http://{kv['remote_host']}:{kv['remote_port']}{PULL_PATH}{kv['remote_request_id']}"
+    producer = f"http://{kv['remote_host']}:{kv['remote_port']}"
+    url = f"{producer}{PULL_PATH}{kv['remote_engine_id']}/{kv['remote_request_id']}"
     try:
         async with session.post(url) as response:
+            if response.status == 409:
+                raise PullFailed(f"the engine at {producer} is not {kv['remote_engine_id']}")
             if response.status != 200:
                 return False
             body = await response.json()

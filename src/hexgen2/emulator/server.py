@@ -96,7 +96,7 @@ class EmulatedEngine:
         app.router.add_get("/health", self._health)
         app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/v1/models", self._models)
-        app.router.add_post(kv_cache.PULL_PATH + "{key}", self._pull)
+        app.router.add_post(kv_cache.PULL_PATH + "{engine}/{key}", self._pull)
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=2.0),
             timeout=aiohttp.ClientTimeout(total=30, sock_connect=2),
@@ -173,6 +173,8 @@ class EmulatedEngine:
 
     async def _pull(self, request: web.Request) -> web.Response:
         await self.core.thawed.wait()
+        if request.match_info["engine"] != self.engine_id:
+            return web.json_response({}, status=409)
         held = self.kv_store.pull(request.match_info["key"])
         if held is None:
             return web.json_response({}, status=410)
@@ -408,7 +410,7 @@ class _Run:
                     self.id, self.created, self.model, self.g, index, text, ids, finish, reason, first, offset
                 )
                 merged.put_nowait(protocol.event(body))
-                offset += len(text)
+                offset += sum(len(tokens.token_text(token)) for token in ids)
                 first = False
             merged.put_nowait(None)
         except (_EndStream, _CoreFailed) as error:
