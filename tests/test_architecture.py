@@ -15,7 +15,7 @@ FLOORS = (
     {"specs"},
     {"cost"},
     {"scheduler", "simulator", "emulator"},
-    {"report", "controller", "coordinator", "deploy", "loadgen", "probe"},
+    {"report", "calibrate", "controller", "coordinator", "deploy", "loadgen", "probe"},
     {"cli"},
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -23,6 +23,11 @@ def test_allreduce(size: float, tp: int, link: Link | None, expected: float) -> 
     assert allgather_s(size, tp, link) == pytest.approx(expected / 2)
 
 
+@pytest.mark.parametrize(("tp", "latencies"), [(1, 0), (2, 2), (4, 2.5), (8, 2.5)])
+def test_gpus_that_reach_all_others_at_once_take_fewer_latencies(tp: int, latencies: float) -> None:
+    assert allreduce_s(0.0, tp, LINK, hops=2.5) == pytest.approx(latencies * LINK.latency)
+
+
 def test_boundary() -> None:
     assert boundary_s(1e6, LINK) == pytest.approx(15e-6)
     assert boundary_s(1e6, None) == 0.0

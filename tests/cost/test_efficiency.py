@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from hexgen2.cli.planning import load_profile
 from hexgen2.cost import Efficiencies, Efficiency, Profile, default_efficiency, parse_profile
 from hexgen2.specs import GpuType, InputError, weakest
 from hexgen2.specs.catalog import gpu_type, gpu_type_names
@@ -50,6 +51,54 @@ def test_a_mixed_stage_gets_the_worst_of_its_members() -> None:
     assert table.of(mixed) == FITTED.model_copy(update={"memory": 0.5, "step_overhead_s": 2e-3})
     assert not table.is_default(mixed)
     assert Efficiencies([profile(A100_80G_SXM=FITTED)]).is_default(mixed)
+
+
+def test_a_mixed_stage_of_engines_with_other_terms_is_no_faster_than_any() -> None:
+    members = [gpu_type("A100-80G-SXM"), gpu_type("H100-80G-SXM")]
+    large = FITTED.model_copy(
+        update={"link": 0.9, "large_link": 0.85, "large_message_bytes": 1e6, "reduce_hops": 2.0}
+    )
+    hops = FITTED.model_copy(update={"link": 0.8, "reduce_hops": 3.0, "layer_launch_s": 1e-4})
+    mixed = Efficiencies([profile(A100_80G_SXM=large, H100_80G_SXM=hops)]).of(weakest(members))
+    assert (mixed.link, mixed.large_link, mixed.large_message_bytes) == (0.8, 0.8, 1e6)
+    assert (mixed.reduce_hops, mixed.layer_launch_s) == (3.0, 1e-4)
+    ring = Efficiencies([profile(A100_80G_SXM=large, H100_80G_SXM=FITTED)]).of(weakest(members))
+    assert ring.reduce_hops is None, "a ring takes more latencies than any number of hops"
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [({"large_link": 0.5}, "go together"), ({"large_link": 0.9, "large_message_bytes": 1e6}, "above link")],
+)
+def test_large_messages_are_given_whole(change: dict[str, float], says: str, gpu: GpuType) -> None:
+    document = profile(**{gpu.name: FITTED}).model_dump()
+    document["gpus"][gpu.name] |= change
+    with pytest.raises(InputError, match=says):
+        parse_profile(document, "f")
+
+
+def test_ampere_with_gddr_has_its_own_default() -> None:
+    assert default_efficiency(gpu_type("A6000")) == default_efficiency(gpu_type("A10G"))
+    assert default_efficiency(gpu_type("A6000")) != default_efficiency(gpu_type("A100-80G-PCIe"))
+
+
+def test_only_switched_nvlink_reduces_in_few_hops() -> None:
+    assert default_efficiency(gpu_type("H100-80G-SXM")).reduce_hops is not None
+    for name in ("H100-80G-PCIe", "H100-94G-NVL", "V100-32G-SXM", "L40S"):
+        assert default_efficiency(gpu_type(name)).reduce_hops is None
+
+
+@pytest.mark.parametrize("name", ["splitwise-2023", "aiconfigurator-0.12"])
+def test_shipped_profiles_are_whole(name: str) -> None:
+    shipped = load_profile(name)
+    assert shipped.name == name
+    assert shipped.source
+    assert shipped.date
+    assert set(shipped.gpus) == set(shipped.fits) <= set(gpu_type_names())
+    for gpu_name, record in shipped.fits.items():
+        assert all(error <= 0.08 for error in record.median_error.values())
+        for field, (low, high) in record.confidence.items():
+            assert low <= getattr(shipped.gpus[gpu_name], field) <= high
 
 
 def test_a_wrong_profile_names_the_field(gpu: GpuType) -> None:

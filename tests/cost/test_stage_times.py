@@ -76,6 +76,46 @@ def test_each_efficiency_divides_its_own_term(model: Model, gpu: GpuType, full_s
             assert getattr(half, name) == pytest.approx(factor * getattr(full, name)), (field, name)
 
 
+class TestTermsOfSomeEngines:
+    """What a profile may add (docs/cost-model.md)."""
+
+    @pytest.mark.parametrize(("launch_s", "bound"), [(1e-3, "host"), (1e-5, "device")])
+    def test_the_host_and_the_device_work_at_once(
+        self, model: Model, gpu: GpuType, full_speed: Efficiency, launch_s: float, bound: str
+    ) -> None:
+        launching = full_speed.model_copy(update={"layer_launch_s": launch_s, "step_overhead_s": 2e-3})
+        cost = stage_cost(model, StageShape(gpu, 1, 4), launching, 0, False)
+        layers = 4 * (launch_s if bound == "host" else LAYER_READ)
+        # Reading the context (2000 bytes a token and layer) comes on top of either.
+        assert cost.seconds(1, 0, 10_000, 1) == pytest.approx(layers + 2e-3 + 4 * 0.2e-3)
+
+    def test_prompts_and_sequences_have_overheads(
+        self, model: Model, gpu: GpuType, full_speed: Efficiency
+    ) -> None:
+        slow = full_speed.model_copy(update={"prompt_overhead_s": 7e-3, "sequence_overhead_s": 1e-4})
+        plain, slower = (stage_cost(model, StageShape(gpu, 1, 4), kind, 0, True) for kind in (full_speed, slow))
+        assert slower.seconds(5, 0, 50, 5) - plain.seconds(5, 0, 50, 5) == pytest.approx(5e-4)
+        assert slower.seconds(5, 25, 0, 1) - plain.seconds(5, 25, 0, 1) == pytest.approx(7e-3 + 1e-4)
+
+    def test_large_messages_go_slower(self, model: Model, gpu: GpuType, full_speed: Efficiency) -> None:
+        # Beyond 100 tokens of 2000 bytes at a quarter of 10 GB/s: 9 all-reduces × 2000 bytes × 0.3 ns more.
+        large = full_speed.model_copy(update={"large_link": 0.25, "large_message_bytes": 100 * 2000.0})
+        stage = StageShape(gpu, 2, 4, gpu.link)
+        plain, slower = (stage_cost(model, stage, kind, 0, True) for kind in (full_speed, large))
+        assert slower.seconds(100, 1, 0, 1) == plain.seconds(100, 1, 0, 1)
+        extra = slower.seconds(600, 1, 0, 1) - plain.seconds(600, 1, 0, 1)
+        assert extra == pytest.approx(500 * 9 * 2000 * 0.3e-9)
+        assert stage_cost(model, stage, large.affine(), 0, True) == plain
+
+    @pytest.mark.parametrize(("latency", "hops"), [(10e-6, 2), (11e-6, 6)])
+    def test_few_hops_only_on_the_types_own_link(
+        self, model: Model, gpu: GpuType, full_speed: Efficiency, latency: float, hops: int
+    ) -> None:
+        switched = full_speed.model_copy(update={"reduce_hops": 2.0})
+        stage = StageShape(gpu, 4, 4, Link(bandwidth=10e9, latency=latency))
+        assert stage_cost(model, stage, switched, 0, False).fixed_s == pytest.approx(9 * hops * latency)
+
+
 class TestPipeline:
     LINK = Link(bandwidth=1e9, latency=100e-6)
 

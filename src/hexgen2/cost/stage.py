@@ -1,13 +1,14 @@
 """One pipeline stage reduced to a few numbers, so that its time is a short closed form.
 
-DESIGN section 4 gives the time per layer. All its terms are linear in what an iteration carries, except two
-maxima (compute against reading weights) and the number of experts touched. `StageCost` holds the coefficients.
+DESIGN section 4 gives the time per layer. All its terms are linear in what an iteration carries, except maxima
+(compute against reading weights, the device against the host that launches its kernels), the number of experts
+touched, and all-reduces of more than a given size. `StageCost` holds the coefficients.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import expm1, log1p
+from math import expm1, inf, log1p
 
 from hexgen2.cost.layout import StageShape
 from hexgen2.cost.network import allgather_s, allreduce_s, boundary_s
@@ -29,8 +30,11 @@ class StageCost:
     context_s                       per token of context, all layers: reading the KV cache in decode
     token_s                         per token: all-reduces and the hidden states from the stage before
     head_token_s, head_read_s       LM head, per sequence that yields a token, and its weights (last stage)
-    gather_s                        per sequence that yields a token: gathering the logits over TP
-    fixed_s                         per iteration: latencies and overheads
+    gather_s                        per sequence that yields a token: gathering the logits over TP, sampling
+    fixed_s                         per iteration: latencies and overheads of the layers
+    step_s, prompt_s                per iteration, and per iteration with prompts: overheads beside the layers
+    launch_s                        per iteration: the host's time to launch the layers' kernels
+    large_token_s, small_tokens     per token beyond ``small_tokens`` of an iteration: all-reduces are slower
     """
 
     dense_layers: int
@@ -49,6 +53,11 @@ class StageCost:
     head_read_s: float
     gather_s: float
     fixed_s: float
+    step_s: float
+    prompt_s: float
+    launch_s: float
+    large_token_s: float
+    small_tokens: float
 
     def seconds(self, tokens: float, squares: float, context: float, yields: float) -> float:
         """One iteration: ``tokens`` go through, of them prompts with Σs² = ``squares``; decoding sequences have
@@ -57,12 +66,18 @@ class StageCost:
         Pure prefill has context 0, pure decode squares 0 and tokens = yields.
         """
         attention = squares * self.attention_s
-        total = self.fixed_s + tokens * self.token_s + context * self.context_s
+        busy = self.fixed_s + tokens * self.token_s
+        if tokens > self.small_tokens:
+            busy += (tokens - self.small_tokens) * self.large_token_s
         if self.dense_layers:
-            total += self.dense_layers * max(tokens * self.dense_token_s + attention, self.dense_read_s)
+            busy += self.dense_layers * max(tokens * self.dense_token_s + attention, self.dense_read_s)
         if self.moe_layers:
             read = self.moe_read_s + self.expert_read_s * self.touched(tokens)
-            total += self.moe_layers * max(tokens * self.moe_token_s + attention, read)
+            busy += self.moe_layers * max(tokens * self.moe_token_s + attention, read)
+        # Reading the KV cache stays outside of the maximum, so that the time is linear in the context.
+        total = max(busy, self.launch_s) + context * self.context_s + self.step_s
+        if squares:
+            total += self.prompt_s
         if yields and self.head_read_s:
             total += max(yields * self.head_token_s, self.head_read_s) + yields * self.gather_s
         return total
@@ -98,22 +113,33 @@ def stage_cost(
     kv_shards = min(tp, model.kv_shards)
     kv_rate = kv_shards * gpu.memory_bandwidth * efficiency.kv
 
-    link, upstream = _derated(stage.link, efficiency), _derated(stage.upstream, efficiency)
+    link, upstream = _derated(stage.link, efficiency.link), _derated(stage.upstream, efficiency.link)
     hidden_bytes = model.hidden_size * model.activation_bytes
     # Two all-reduces a layer (after attention and after the MLP), one for the embedding on the first stage.
     reductions = 2 * layers + (first_layer == 0)
-    reduce_latency = allreduce_s(0.0, tp, link)
-    token_s = reductions * (allreduce_s(hidden_bytes, tp, link) - reduce_latency)
+    # Kernels that read all peers at once need the GPUs' own links; over a network it is a ring.
+    inside = stage.link is not None and stage.link.latency <= gpu.link.latency
+    hops = efficiency.reduce_hops if inside else None
+    reduce_latency = allreduce_s(0.0, tp, link, hops)
+    token_s = reductions * (allreduce_s(hidden_bytes, tp, link, hops) - reduce_latency)
     token_s += boundary_s(hidden_bytes, upstream) - boundary_s(0.0, upstream)
     fixed_s = reductions * reduce_latency + boundary_s(0.0, upstream)
-    fixed_s += layers * efficiency.layer_overhead_s + efficiency.step_overhead_s
+    fixed_s += layers * efficiency.layer_overhead_s
+    large_token_s, small_tokens = 0.0, inf
+    if tp > 1 and stage.link and efficiency.large_link and efficiency.large_message_bytes:
+        large = _derated(stage.link, efficiency.large_link)
+        large_token_s = reductions * (
+            allreduce_s(hidden_bytes, tp, large, hops) - allreduce_s(hidden_bytes, tp, link, hops)
+        )
+        small_tokens = efficiency.large_message_bytes / hidden_bytes
 
     head_token_s = head_read_s = gather_s = 0.0
     if last:
         head_token_s = 2 * model.lm_head_params / flops
         head_read_s = model.lm_head_params * head_bytes(model) / reads
-        gather_latency = allgather_s(0.0, tp, link)
-        gather_s = allgather_s(model.vocab_size * model.activation_bytes, tp, link) - gather_latency
+        gather_latency = allgather_s(0.0, tp, link, hops)
+        gather_s = allgather_s(model.vocab_size * model.activation_bytes, tp, link, hops) - gather_latency
+        gather_s += efficiency.sequence_overhead_s
         fixed_s += gather_latency
 
     spec = model.moe
@@ -134,6 +160,11 @@ def stage_cost(
         head_read_s=head_read_s,
         gather_s=gather_s,
         fixed_s=fixed_s,
+        step_s=efficiency.step_overhead_s,
+        prompt_s=efficiency.prompt_overhead_s,
+        launch_s=layers * efficiency.layer_launch_s,
+        large_token_s=large_token_s,
+        small_tokens=small_tokens,
     )
 
 
@@ -142,5 +173,5 @@ def head_bytes(model: Model) -> float:
     return max(model.weight_bytes, model.activation_bytes)
 
 
-def _derated(link: Link | None, efficiency: Efficiency) -> Link | None:
-    return link and Link(bandwidth=link.bandwidth * efficiency.link, latency=link.latency)
+def _derated(link: Link | None, fraction: float) -> Link | None:
+    return link and Link(bandwidth=link.bandwidth * fraction, latency=link.latency)

@@ -91,7 +91,12 @@ def build(
         bottleneck=bottleneck(settled, problem.cluster, *names),
         shadow_prices=extras.shadow_prices,
         rejected=(*extras.rejected, *rejections(evaluator, solution, order, ids)),
-        notes=(*extras.notes, *_sharing_notes(settled, solution, extras), *_idle_notes(problem, groups)),
+        notes=(
+            *extras.notes,
+            *_sharing_notes(settled, solution, extras),
+            *_idle_notes(problem, groups),
+            *_default_notes(problem),
+        ),
     )
 
 
@@ -211,6 +216,16 @@ def _idle_notes(problem: Problem, groups: Sequence[Group]) -> tuple[str, ...]:
     if not idle:
         return ()
     return (f"no request would gain from {len(idle)} of the GPUs, they are left free: {', '.join(idle)}",)
+
+
+def _default_notes(problem: Problem) -> tuple[str, ...]:
+    """Which GPU types are planned with the efficiencies of their generation, since no profile names them."""
+    efficiencies = problem.cost.efficiencies
+    types = {gpu.type.name: gpu.type for gpu in problem.cluster.gpus}
+    without = sorted(name for name, gpu in types.items() if efficiencies.is_default(gpu))
+    if not without:
+        return ()
+    return (f"no profile has {', '.join(without)}: default efficiencies of the generation",)
 
 
 def _number(name: str) -> int:
