@@ -109,10 +109,14 @@ def expected(prompt: str, count: int) -> str:
     return tokens.decode(tokens.generate(tokens.encode(prompt), count))
 
 
-def endpoints(engines: dict[str, EmulatedEngine], shares: dict[str, float]) -> tuple[EngineEndpoint, ...]:
+def endpoints(
+    engines: dict[str, EmulatedEngine], shares: dict[str, float], batch: int
+) -> tuple[EngineEndpoint, ...]:
     roles = {"p": "prefill", "d": "decode", "c": "colocated"}
     return tuple(
-        EngineEndpoint(group_id=group, role=roles[group[0]], url=engine.url, share=shares[group], max_batch=64)  # type: ignore[arg-type]
+        EngineEndpoint(
+            group_id=group, role=roles[group[0]], url=engine.url, share=shares[group], max_batch=batch
+        )  # type: ignore[arg-type]
         for group, engine in engines.items()
     )
 
@@ -125,6 +129,7 @@ async def running(
     timeouts: Timeouts = QUICK,
     limits: Limits | None = None,
     keys: ApiKeys | None = None,
+    batch: int = 64,
 ) -> AsyncIterator[Stand]:
     """`routes` maps "p0>d0" (two legs) or "c0" (one engine) to shares; engines are made from the names."""
     shares: dict[str, float] = {}
@@ -138,7 +143,7 @@ async def running(
         pairs = [(name.split(">"), share) for name, share in routes.items() if ">" in name]
         coordinator_config = CoordinatorConfig(
             served_model_names=(MODEL, "alias"),
-            engines=endpoints(engines, shares),
+            engines=endpoints(engines, shares, batch),
             routes=tuple(RouteShare(prefill=p, decode=d, share=share) for (p, d), share in pairs),
             timeouts=timeouts,
             limits=limits or Limits(unhealthy_after=2),

@@ -4,23 +4,59 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Any
+from collections.abc import Hashable
+from typing import Any, cast
 
 import pytest
 
 from hexgen2.coordinator import ApiKeys, Limits
 from hexgen2.coordinator.admission import Admission, AdmissionLimits
-from hexgen2.coordinator.errors import ApiError
+from hexgen2.coordinator.errors import ApiError, no_path
+from hexgen2.coordinator.fleet import Place, Want
 from hexgen2.emulator import EmulatorConfig, LinearTiming
 
 from .conftest import Stand, running, until
 
-SMALL, LARGE = 10, 10_000
+SMALL, LARGE = 1.0, 4.0  # in places
 
 
-def admission(capacity: int = 1, **changes: Any) -> Admission:
-    limits = {"queue": 100, "wait_s": 5.0, "per_key": None, "long_bytes": 1000} | changes
-    return Admission(lambda: capacity, AdmissionLimits(**limits))  # type: ignore[arg-type]
+class Hall:
+    """A room of `capacity` places for each lane (a lane: whether the request needs one engine)."""
+
+    def __init__(self, capacity: float) -> None:
+        self.capacity = capacity
+        self.taken: dict[Hashable, float] = {False: 0.0, True: 0.0}
+        self.error: ApiError | None = None
+
+    @property
+    def full(self) -> bool:
+        return all(taken >= self.capacity for taken in self.taken.values())
+
+    def lane(self, want: Want) -> Hashable:
+        return want.one_engine
+
+    def place(self, want: Want) -> Place | None:
+        if self.error is not None:
+            raise self.error
+        if self.taken[want.one_engine] >= self.capacity:
+            return None
+        self.taken[want.one_engine] += want.weight
+        return cast(Place, _Seat(self, want))
+
+
+class _Seat:
+    def __init__(self, hall: Hall, want: Want) -> None:
+        self._hall, self._want = hall, want
+
+    def leave(self) -> None:
+        self._hall.taken[self._want.one_engine] -= self._want.weight
+
+
+def admission(capacity: float = 1, **changes: Any) -> Admission:
+    limits = {"queue": 100, "wait_s": 5.0, "per_key": None} | changes
+    hall = Hall(capacity)
+    hall.taken[True] = 1000.0  # `full` is about the other lane
+    return Admission(hall, AdmissionLimits(**limits))
 
 
 class Served:
@@ -32,9 +68,13 @@ class Served:
         self.gate = asyncio.Semaphore(0)
         self.tasks: list[asyncio.Task[None]] = []
 
-    async def add(self, name: str, size: int = SMALL, priority: int = 0, key: str = "") -> None:
+    async def add(
+        self, name: str, size: float = SMALL, priority: int = 0, key: str = "", one_engine: bool = False
+    ) -> None:
+        want = Want(one_engine, weight=size, priority=priority, long=size > SMALL)
+
         async def hold() -> None:
-            async with self.door.admitted(key, size, priority):
+            async with self.door.admitted(key, want):
                 self.order.append(name)
                 await self.gate.acquire()
 
@@ -66,14 +106,52 @@ async def test_lower_priority_numbers_go_first() -> None:
 
 
 async def test_long_and_short_prompts_do_not_starve_each_other() -> None:
+    """Three places to the short ones for each to the long ones, which take four: twelve of those for one."""
     served = Served(admission())
     await served.add("first")  # holds the only place
-    for number in range(4):
+    for number in range(3):
         await served.add(f"L{number}", LARGE)
-    for number in range(9):
+    for number in range(30):
         await served.add(f"s{number}")
     order = await served.finish()
-    assert order[1:] == ["s0", "s1", "s2", "L0", "s3", "s4", "s5", "L1", "s6", "s7", "s8", "L2", "L3"]
+    assert [place for place, name in enumerate(order[1:]) if name[0] == "L"] == [12, 25, 32]
+    assert [name for name in order[1:] if name[0] == "s"] == [f"s{number}" for number in range(30)]
+
+
+async def test_a_flood_of_long_prompts_leaves_the_short_ones_their_part() -> None:
+    served = Served(admission(4))
+    for number in range(20):
+        await served.add(f"L{number}", LARGE)
+    assert served.order == ["L0"], "one long prompt fills the four places"
+    for number in range(6):
+        await served.add(f"s{number}")
+    order = await served.finish()
+    assert order.index("s5") < order.index("L2")
+
+
+async def test_one_lane_that_is_full_does_not_hold_up_another() -> None:
+    served = Served(admission())
+    hall = cast(Hall, served.door._room)
+    for name in "ab":
+        await served.add(name)
+    hall.taken[True] = 0.0
+    await served.add("other", one_engine=True)
+    assert served.order == ["a", "other"]
+    await served.finish()
+
+
+async def test_where_waiting_does_not_help_nobody_waits() -> None:
+    served = Served(admission())
+    hall = cast(Hall, served.door._room)
+    for name in "abc":
+        await served.add(name)
+    hall.error = no_path()
+    served.door.refill()
+    done = await asyncio.gather(*served.tasks[1:], return_exceptions=True)
+    assert [getattr(error, "code", None) for error in done] == ["no_engine_available"] * 2
+    assert served.door.waiting == 0
+    served.gate.release()
+    await served.tasks[0]
 
 
 async def test_a_full_queue_refuses_at_once() -> None:
@@ -92,7 +170,7 @@ async def test_waiting_is_bounded() -> None:
     served = Served(admission(1, wait_s=0.05))
     await served.add("a")
     with pytest.raises(ApiError):
-        async with served.door.admitted("", SMALL, 0):
+        async with served.door.admitted("", Want()):
             pass
     assert served.door.waiting == 0
     await served.finish()
@@ -122,7 +200,7 @@ async def test_random_arrivals_and_departures_keep_count(seed: int) -> None:
 
     async def one() -> None:
         nonlocal peak
-        async with door.admitted("", dice.choice((SMALL, LARGE)), dice.randrange(3)):
+        async with door.admitted("", Want(weight=1.0, priority=dice.randrange(3), long=dice.random() < 0.5)):
             peak = max(peak, door.running)
             await asyncio.sleep(dice.random() * 0.01)
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from hexgen2.coordinator.config import CoordinatorConfig, EngineEndpoint
-from hexgen2.coordinator.fleet import Fleet
+from hexgen2.coordinator.fleet import Fleet, Want
 from hexgen2.coordinator.request import ClientRequest
 from hexgen2.coordinator.sizes import SizeEstimator
 from hexgen2.coordinator.stream import prompt_tokens
@@ -90,10 +90,39 @@ def test_the_fleet_routes_by_class() -> None:
         fleet.mark_up(engine)
     for prompt, group in ((5, "c0"), (500, "c1")):
         for _ in range(5):
-            path = fleet.choose(size=RequestSize(prompt, None))
+            path = fleet.choose(Want(size=RequestSize(prompt, None)))
             assert path is not None
             assert path.target == group
     fleet.mark_down(fleet.engines["c1"], "test")
     path = fleet.choose(size=RequestSize(500, None))
     assert path is not None
     assert path.target == "c0"
+
+
+def test_a_class_whose_engines_are_full_waits_and_the_other_does_not() -> None:
+    classes = (
+        RequestClass(name="short", prompt_to=100, fraction=0.5),
+        RequestClass(name="long", prompt_from=100, fraction=0.5),
+    )
+    engines = tuple(
+        EngineEndpoint(
+            group_id=name,
+            role="colocated",
+            url=f"http://{name}",
+            share=0.5,
+            max_batch=2,
+            class_shares={one: 1.0},
+        )
+        for name, one in (("c0", "short"), ("c1", "long"))
+    )
+    fleet = Fleet(CoordinatorConfig(served_model_names=("m",), engines=engines, classes=classes))
+    for engine in fleet.engines.values():
+        fleet.mark_up(engine)
+    short, long = Want(size=RequestSize(5, None)), Want(size=RequestSize(500, None))
+    assert fleet.lane(short) != fleet.lane(long)
+    assert [fleet.place(short) is None for _ in range(4)] == [False, False, False, True]
+    assert fleet.place(long) is not None
+    fleet.mark_down(fleet.engines["c0"], "gone")
+    spilled = fleet.place(short)
+    assert spilled is not None
+    assert spilled.path.target == "c1"

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hexgen2.specs.routing import Path, SmoothRouter, load_factor
+from hexgen2.specs.routing import Path, SmoothRouter, engine_load, load_factor, places
 
 shares = st.lists(st.integers(1, 100), min_size=1, max_size=8).map(lambda w: [x / sum(w) for x in w])
 loads = st.dictionaries(st.sampled_from([f"d{i}" for i in range(8)]), st.floats(0, 50), max_size=8)
@@ -107,3 +107,46 @@ def test_idle_counts_stay_within_one_of_the_shares(shares: list[float]) -> None:
         counts[router.choose(everywhere, {})] += 1
         for path in router.paths:
             assert abs(counts[path] - path.share * total) <= 1.0 + 1e-6
+
+
+@given(
+    shares,
+    st.floats(0, 9),
+    st.lists(st.frozensets(st.integers(0, 7), max_size=4), min_size=1, max_size=400),
+)
+def test_preferences_leave_the_shares_no_further_than_stated(
+    weights: list[float], slack: float, wishes: list[frozenset[int]]
+) -> None:
+    """Whatever is preferred, and in whatever order: no path is ever more than ``slack`` ahead of its share."""
+    router = SmoothRouter(paths(weights), 0.5, slack)
+    ahead = max(1.0, slack) + 1e-6
+    counts: Counter[Path | None] = Counter()
+    for total, wish in enumerate(wishes, 1):
+        prefer = {path for index, path in enumerate(router.paths) if index in wish}
+        counts[router.choose(everywhere, {}, prefer)] += 1
+        for path in router.paths:
+            assert counts[path] - path.share * total <= ahead
+            assert path.share * total - counts[path] <= ahead * (len(weights) - 1)
+
+
+def test_a_preferred_path_is_taken_until_it_is_ahead() -> None:
+    router = SmoothRouter(paths([0.5, 0.5]), 0.5, slack=3)
+    first, second = router.paths
+    taken = [router.choose(everywhere, {}, {second}) for _ in range(20)]
+    assert taken[:5] == [second] * 5  # 5 of 5 are 2.5 ahead of the half, a sixth would be 3
+    assert 0.5 * 20 <= taken.count(second) <= 0.5 * 20 + 3
+    assert first in taken
+
+
+def test_a_preference_for_what_is_not_available_changes_nothing() -> None:
+    liking, plain = (SmoothRouter(paths([0.5, 0.3, 0.2]), 0.5, slack=5) for _ in range(2))
+    gone = liking.paths[2]
+    for _ in range(30):
+        chosen = liking.choose(lambda path: path != gone, {}, {gone})
+        assert chosen == plain.choose(lambda path: path != gone, {})
+
+
+@given(st.integers(1, 500), st.floats(0, 1000), st.floats(0, 1))
+def test_an_engine_is_as_loaded_as_its_scarcer_half(max_batch: int, placed: float, used: float) -> None:
+    assert engine_load(placed, max_batch, used) >= max(used, placed / max_batch) - 1e-12
+    assert places(max_batch, 1.0) == max_batch <= places(max_batch)

@@ -1,9 +1,11 @@
 """Who may be served now, who waits, and who is refused: bounded, so that overload costs others nothing.
 
-As many requests run as the plan's engines hold at once; a bounded number waits; the rest is refused at once
-with the time after which it is worth trying again. Waiting requests are taken by priority (vLLM's: lower
-first), then in order; long prompts wait in a line of their own, from which every fourth place is filled
-while short ones wait too, so that neither kind starves the other.
+A request is let in when an engine that may answer it has a place; until then it waits, before anything of it is
+computed. A bounded number waits; the rest is refused at once with the time after which it is worth trying
+again. Waiting requests are taken by priority (vLLM's: lower first), then in order; long prompts wait in a line
+of their own. Long ones take several places each, by their length, and the two lines are served by the places
+that they have had (start-time fair queueing, Goyal et al. 1996), three to the short ones for one to the long
+ones: so neither kind starves the other, however many of either come.
 """
 
 from __future__ import annotations
@@ -13,43 +15,95 @@ import heapq
 import itertools
 import math
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Hashable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from hexgen2.coordinator.errors import ApiError
+from hexgen2.coordinator.fleet import Place, Want
 
-_LONG_EVERY = 4
+# The part of the places that each line gets while both wait: the short ones, the long ones.
+_LINE_SHARES = (3.0, 1.0)
 _RATE_MEMORY_S = 10.0
 
 
 @dataclass(frozen=True)
 class AdmissionLimits:
-    """`queue`: requests that may wait; `wait_s`: for how long; `per_key`: running and waiting ones of one key;
-    `long_bytes`: bodies above it count as long."""
+    """`queue`: requests that may wait; `wait_s`: for how long; `per_key`: those of one key."""
 
     queue: int
     wait_s: float
     per_key: int | None
-    long_bytes: int
+
+
+class Room(Protocol):
+    """Where requests are placed: the fleet."""
+
+    @property
+    def full(self) -> bool:
+        """Whether no place is left anywhere."""
+        ...
+
+    def lane(self, want: Want) -> Hashable:
+        """Requests of one lane can use the same places: where the first finds none, no other does."""
+        ...
+
+    def place(self, want: Want) -> Place | None:
+        """A place, None where there is none now; ApiError where waiting would not help."""
+        ...
 
 
 @dataclass(order=True)
 class _Waiting:
     priority: int
     number: int
-    place: asyncio.Future[None] = field(compare=False)
+    want: Want = field(compare=False)
+    given: asyncio.Future[Place] = field(compare=False)
+
+
+class _Line:
+    """Waiting requests by lane, each lane by priority and then in order."""
+
+    def __init__(self) -> None:
+        self.lanes: dict[Hashable, list[_Waiting]] = {}
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, lane: Hashable, one: _Waiting) -> None:
+        heapq.heappush(self.lanes.setdefault(lane, []), one)
+        self._count += 1
+
+    def remove(self, lane: Hashable, one: _Waiting) -> None:
+        """Harmless where it is not there any more."""
+        heap = self.lanes.get(lane, [])
+        if heap and heap[0] is one:
+            heapq.heappop(heap)
+        elif one in heap:
+            heap.remove(one)
+            heapq.heapify(heap)
+        else:
+            return
+        self._count -= 1
+        if not heap:
+            del self.lanes[lane]
+
+    def heads(self) -> list[tuple[_Waiting, Hashable]]:
+        """The first of each lane, the one whose turn it is first."""
+        return sorted(((heap[0], lane) for lane, heap in self.lanes.items()), key=lambda head: head[0])
 
 
 class Admission:
-    """`capacity()` is asked anew whenever a place may be free: it follows the engines that are up."""
+    """The door. Whoever gives places back, or brings engines up, calls `refill`."""
 
-    def __init__(self, capacity: Callable[[], int], limits: AdmissionLimits) -> None:
-        self._capacity = capacity
+    def __init__(self, room: Room, limits: AdmissionLimits) -> None:
+        self._room = room
         self._limits = limits
-        self._lines: tuple[list[_Waiting], list[_Waiting]] = ([], [])  # short, long
+        self._lines = (_Line(), _Line())  # short, long
+        self._served = [0.0, 0.0]  # places that each line has had, over its share
         self._numbers = itertools.count()
-        self._short_in_a_row = 0
         self._per_key: Counter[str] = Counter()
         self._ended = 0.0  # requests that ended lately, those longer ago counted for less
         self._ended_at = 0.0
@@ -67,68 +121,98 @@ class Admission:
         """ApiError where a request has no chance: cheap, and asked before its body is read."""
         if self._limits.per_key is not None and self._per_key[key] >= self._limits.per_key:
             raise _refused("This API key has as many requests in progress as it may have.", self._retry_after())
-        if self.running >= self._capacity() > 0 and (
-            self.waiting >= self._limits.queue or self.expected_wait_s() > self._limits.wait_s
-        ):
+        if self._queue_is_full and (self.waiting or self._room.full):
             raise _refused("The service is at its capacity and its queue is full.", self._retry_after())
 
+    @property
+    def _queue_is_full(self) -> bool:
+        return self.waiting >= self._limits.queue or self.expected_wait_s() > self._limits.wait_s
+
     @asynccontextmanager
-    async def admitted(self, key: str, size_bytes: int, priority: int) -> AsyncIterator[None]:
+    async def admitted(self, key: str, want: Want) -> AsyncIterator[Place]:
         """Hold a place inside the block, after waiting for one; ApiError where none comes free in time."""
         self.refuse_early(key)
         self._per_key[key] += 1
         try:
-            await self._enter(size_bytes, priority)
+            place = await self._enter(want)
+            self.running += 1
             try:
-                yield
+                yield place
             finally:
-                self._leave()
+                self.running -= 1
+                self._leave(place)
         finally:
             self._per_key[key] -= 1
             if not self._per_key[key]:
                 del self._per_key[key]
 
-    async def _enter(self, size_bytes: int, priority: int) -> None:
-        capacity = self._capacity()
-        # With no engine up (capacity 0) nobody waits: the request fails with its own clear error.
-        if capacity <= 0 or (self.running < capacity and not self.waiting):
-            self.running += 1
-            return
-        place = asyncio.get_running_loop().create_future()
-        line = self._lines[size_bytes > self._limits.long_bytes]
-        waiting = _Waiting(priority, next(self._numbers), place)
-        heapq.heappush(line, waiting)
-        self._fill()
+    async def _enter(self, want: Want) -> Place:
+        lane, line = self._room.lane(want), self._lines[want.long]
+        if not any(lane in one.lanes for one in self._lines):
+            place = self._room.place(want)
+            if place is not None:
+                return place
+            if self._queue_is_full:  # its own lane may be full while others are not
+                raise _refused("The service is at its capacity and its queue is full.", self._retry_after())
+        future: asyncio.Future[Place] = asyncio.get_running_loop().create_future()
+        waiting = _Waiting(want.priority, next(self._numbers), want, future)
+        if not line:  # it has no claim to what it left to the other line while it was empty
+            self._served[want.long] = max(self._served[want.long], self._served[not want.long])
+        line.add(lane, waiting)
         try:
             async with asyncio.timeout(self._limits.wait_s):
-                await place
+                return await future
         except BaseException as error:
-            if place.done() and not place.cancelled():
-                self._leave()  # the place was given at the very moment the wait ended
-            else:
-                line.remove(waiting)
-                heapq.heapify(line)
+            if not future.done() or future.cancelled():
+                line.remove(lane, waiting)
+            elif future.exception() is None:
+                self._leave(future.result())  # the place was given at the very moment the wait ended
             if isinstance(error, TimeoutError):
                 raise _refused("No place came free in time.", self._retry_after()) from None
             raise
 
-    def _leave(self) -> None:
-        self.running -= 1
+    def _leave(self, place: Place) -> None:
+        place.leave()
         now = asyncio.get_running_loop().time()
         self._ended = self._ended * math.exp((self._ended_at - now) / _RATE_MEMORY_S) + 1.0
         self._ended_at = now
-        self._fill()
+        self.refill()
 
-    def _fill(self) -> None:
+    def refill(self) -> None:
         """Give free places to who waits."""
-        while self.waiting and (self.running < self._capacity() or self._capacity() <= 0):
-            short, long = self._lines
-            take_long = bool(long) and (not short or self._short_in_a_row >= _LONG_EVERY - 1)
-            self._short_in_a_row = 0 if take_long else self._short_in_a_row + 1
-            place = heapq.heappop(long if take_long else short).place
-            if not place.done():
-                self.running += 1
-                place.set_result(None)
+        while self.waiting and any(self._grant(line) for line in self._turns()):
+            pass
+
+    def _turns(self) -> list[int]:
+        """The lines that have somebody, the one first that would have had less once its first is served."""
+        ends = []
+        for number, line in enumerate(self._lines):
+            if line:
+                first = line.heads()[0][0]
+                ends.append((self._served[number] + first.want.weight / _LINE_SHARES[number], number))
+        if len(ends) == 2 and ends[1][0] > ends[0][0] - 1e-9:
+            return [0, 1]
+        return [number for _, number in sorted(ends)]
+
+    def _grant(self, number: int) -> bool:
+        """Let in the first of a line that finds a place."""
+        line = self._lines[number]
+        for one, lane in line.heads():
+            if one.given.done():  # it is leaving
+                line.remove(lane, one)
+                return True
+            try:
+                place = self._room.place(one.want)
+            except ApiError as error:
+                one.given.set_exception(error)
+            else:
+                if place is None:
+                    continue
+                self._served[number] += one.want.weight / _LINE_SHARES[number]
+                one.given.set_result(place)
+            line.remove(lane, one)
+            return True
+        return False
 
     def _retry_after(self) -> float:
         return min(max(1.0, self.expected_wait_s()), 60.0)

@@ -15,6 +15,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from hexgen2.coordinator import errors
 from hexgen2.coordinator.admission import Admission
 from hexgen2.coordinator.auth import ApiKeys
+from hexgen2.coordinator.bodies import Bodies
 from hexgen2.coordinator.calls import EngineClient
 from hexgen2.coordinator.config import CoordinatorConfig
 from hexgen2.coordinator.errors import ApiError
@@ -62,6 +63,7 @@ class Api:
         self.idle.set()
         self._in_flight = 0
         self._proxy = Proxy(config, client, metrics)
+        self._bodies = Bodies(config.limits.max_bodies_bytes, config.limits.max_body_bytes)
         self._started = int(time.time())
 
     def application(self) -> web.Application:
@@ -129,10 +131,12 @@ class Api:
         try:
             key = self._key(http) or ""
             self.admission.refuse_early(key)
-            raw, names = await self._body(http), self.config.served_model_names
-            request = parse_request(http.path, raw, http.headers, id_, names)
-            async with self.admission.admitted(key, len(raw), request.priority):
-                response = await self._proxy.serve(http, request)
+            with self._bodies.held(http.content_length) as held:
+                raw, names = await self._body(http), self.config.served_model_names
+                held.resize(len(raw))
+                request = parse_request(http.path, raw, http.headers, id_, names)
+                async with self.admission.admitted(key, self._proxy.want(request)) as place:
+                    response = await self._proxy.serve(http, request, place)
             status = str(response.status)
             return response
         except ApiError as error:
@@ -179,11 +183,11 @@ class Api:
             request_id(http.headers),
             self.config.served_model_names,
         )
-        path = self.client.fleet.choose()
-        if path is None:
+        engine = self.client.fleet.any_engine()
+        if engine is None:
             raise errors.no_path()
         try:
-            async with self.client.call(path.target) as call:
+            async with self.client.call(engine.id) as call:
                 within = self.config.timeouts.idle_s
                 await call.open(request.endpoint, request.raw, request.headers, within)
                 content = await call.read(within)

@@ -14,8 +14,9 @@ from typing import Self
 import aiohttp
 
 from hexgen2.coordinator.config import Timeouts
+from hexgen2.coordinator.engine import Engine
 from hexgen2.coordinator.errors import EngineFailure, FailureKind
-from hexgen2.coordinator.fleet import Engine, Fleet
+from hexgen2.coordinator.fleet import Fleet
 from hexgen2.coordinator.stream import DONE, EventBlocks, failure_in
 
 # Shorter than the 5 s after which uvicorn closes an idle connection: a request must not meet a closing one.
@@ -23,6 +24,9 @@ _KEEPALIVE_S = 3.0
 
 # How long the end of a body may take after `[DONE]` before the connection is closed instead of kept.
 _TAIL_S = 0.2
+
+# A process that did nothing for so long, beyond the watch's own pause, was not given the time.
+_STALL_S = 1.0
 
 
 class EngineClient:
@@ -38,6 +42,7 @@ class EngineClient:
         self._session: aiohttp.ClientSession | None = None
         self._probes: aiohttp.ClientSession | None = None
         self.watched: set[EngineCall] = set()
+        self._ticked_at = self._stalled_at = 0.0
         self._watch: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -73,6 +78,12 @@ class EngineClient:
         assert self._probes is not None, "the client is not started"
         return self._probes
 
+    def surely_at(self, earliest: float, seen: float) -> float:
+        """When something happened, at the earliest, that was looked for from `earliest` on and seen at `seen`
+        (event-loop times): then, unless this process stood still in between."""
+        stalled = self._stalled_at > earliest or seen - self._ticked_at > _STALL_S
+        return earliest if stalled else seen
+
     def call(self, group_id: str, kv_from: str | None = None) -> EngineCall:
         """A request to an engine, which may have to fetch the prompt's KV cache from `kv_from`."""
         source = self.fleet.engines[kv_from] if kv_from is not None else None
@@ -82,9 +93,13 @@ class EngineClient:
         loop = asyncio.get_running_loop()
         bounds = (self.timeouts.prefill_s, self.timeouts.first_byte_s, self.timeouts.idle_s)
         pause = min(0.25, min(bounds) / 4)
+        self._ticked_at = loop.time()
         while True:
             await asyncio.sleep(pause)
             now = loop.time()
+            if now - self._ticked_at > _STALL_S:
+                self._stalled_at = now
+            self._ticked_at = now
             for call in list(self.watched):
                 if call.deadline is not None and call.deadline < now:
                     call.expire("timeout", call.engine.id, f"nothing came for {call.allowed_s:g} s")

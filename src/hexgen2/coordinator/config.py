@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from hexgen2.specs.classes import RequestClass, check_class_shares
 from hexgen2.specs.errors import InputError
+from hexgen2.specs.routing import PLACES_FACTOR
 
 Role = Literal["prefill", "decode", "colocated"]
 
@@ -78,6 +79,12 @@ class Timeouts(_Frozen):
         default=1.0, gt=0, description="pause between two /health polls of an engine"
     )
     health_timeout_s: float = Field(default=5.0, gt=0, description="one /health poll")
+    kv_lease_s: float = Field(
+        default=30.0,
+        gt=0,
+        description="how long a prefill engine keeps a prompt's KV cache for the other leg (vLLM's "
+        "kv_lease_duration); the second leg counts on four fifths of it",
+    )
     drain_s: float = Field(default=30.0, ge=0, description="how long running requests may go on after SIGTERM")
 
 
@@ -88,13 +95,25 @@ class Limits(_Frozen):
     max_queue: int = Field(default=1024, ge=0, description="requests that may wait for a place")
     queue_wait_s: float = Field(default=30.0, gt=0, description="how long one may wait")
     capacity_factor: float = Field(
-        default=1.5,
+        default=PLACES_FACTOR,
         gt=0,
-        description="requests let in at once, over those that the plan lets its engines run at once",
+        description="requests bound for an engine at once, over those that the plan lets it run at once; "
+        "what comes beyond waits before its prompt is computed",
+    )
+    kv_full: float = Field(
+        default=0.97,
+        gt=0,
+        le=1,
+        description="part of an engine's KV blocks in use from which it gets no new requests",
     )
     max_in_flight_per_key: int | None = Field(default=None, ge=1, description="requests of one API key at once")
+    max_bodies_bytes: int = Field(
+        default=2**30, ge=1024, description="all request bodies in memory, those that wait included"
+    )
     long_prompt_bytes: int = Field(
-        default=32768, ge=0, description="bodies above it wait in a line of their own"
+        default=32768,
+        ge=1,
+        description="bodies above it wait in a line of their own, and count for several requests by it",
     )
     max_retries: int = Field(default=5, ge=0, description="further routes tried before any byte was sent")
     max_migrations: int = Field(
@@ -123,6 +142,12 @@ class Limits(_Frozen):
         ge=0.0,
         lt=1.0,
         description="how far live load may bend a route's weight: between (1-x) and 1/(1-x) times its share",
+    )
+    affinity_slack: float = Field(
+        default=4.0,
+        ge=0.0,
+        description="requests by which a route may run ahead of its share to where a prompt's beginning is in "
+        "the prefix cache; 0: prefixes are not looked at",
     )
 
 

@@ -100,6 +100,11 @@ def unauthorised() -> ApiError:
     return ApiError(401, message, code="invalid_api_key")
 
 
+def bodies_full() -> ApiError:
+    message = "The service holds as many request bodies as it has memory for. Try again shortly."
+    return ApiError(503, message, kind="server_error", code="overloaded", retry_after_s=1.0)
+
+
 def body_too_slow(limit_s: float) -> ApiError:
     return ApiError(408, f"The request body was not received within {limit_s:g} s.", code="body_timeout")
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from aiohttp import web
 
 from hexgen2.coordinator.continuation import Splice
+from hexgen2.coordinator.fleet import Place
 from hexgen2.coordinator.journal import Journal
 from hexgen2.coordinator.request import ClientRequest, encode
 from hexgen2.specs.routing import Path
@@ -25,6 +26,7 @@ class Exchange:
     request: ClientRequest
     journal: Journal
     sent: ClientRequest
+    place: Place
     splice: Splice | None = None
     failed_paths: list[Path] = field(default_factory=list)
     retries: int = 0
@@ -35,13 +37,13 @@ class Exchange:
     events: int = 0
 
     @classmethod
-    def begin(cls, http: web.Request, request: ClientRequest, migrate: bool) -> Exchange:
+    def begin(cls, http: web.Request, request: ClientRequest, place: Place, migrate: bool) -> Exchange:
         journal = Journal(request.body, request.chat, off=not (migrate and request.stream))
         sent = request
         if journal.asks_for_ids:
             body = request.body | {"return_token_ids": True}
             sent = dataclasses.replace(request, body=body, raw=encode(body))
-        return cls(http, request, journal, sent)
+        return cls(http, request, journal, sent, place)
 
     def shown(self, block: bytes) -> bytes:
         """A block of an engine's events as the client is to see it."""

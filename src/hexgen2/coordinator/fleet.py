@@ -1,72 +1,85 @@
-"""The engines as the coordinator knows them right now, and the choice of a path among those that are up."""
+"""The engines together: which paths are up, the choice of one, and the places that requests hold."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
-from collections.abc import Collection
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import Callable, Collection, Hashable
+from dataclasses import dataclass
 
 from hexgen2.coordinator.breaker import Breaker, BreakerSettings
-from hexgen2.coordinator.config import CoordinatorConfig, EngineEndpoint
-from hexgen2.coordinator.errors import EngineFailure, FailureKind
+from hexgen2.coordinator.config import CoordinatorConfig
+from hexgen2.coordinator.engine import Engine
+from hexgen2.coordinator.errors import EngineFailure, no_path
+from hexgen2.coordinator.prefixes import PrefixIndex
 from hexgen2.specs.classes import RequestSize
 from hexgen2.specs.routing import ClassRouter, Path, SmoothRouter
 
 log = logging.getLogger(__name__)
 
-# Where the plan does not say how much a group runs at once.
-_NOMINAL_BATCH = 256
 _UNKNOWN = RequestSize()
 
 
-class Call(Protocol):
-    """A request that an engine works on."""
+@dataclass(frozen=True)
+class Want:
+    """What a request asks of a path.
 
-    def expire(self, kind: FailureKind, group_id: str, detail: str) -> None:
-        """End it now, as this engine's failure, for this reason."""
-        ...
-
-
-@dataclass(eq=False)
-class Engine:
-    """One engine's state. `calls` is what it works on, so that all of it can be ended at once; `feeding` is
-    what other engines work on that may still be fetching a KV cache from it.
+    `one_engine`: it must not be split: colocated engines serve it, or else decode engines alone. `size` decides
+    its class, and so the shares that count. `prefix`: its prompt's first blocks. `weight`: the places that it
+    takes, by its length. `priority`: vLLM's, lower first. `long`: it waits with the long ones.
     """
 
-    endpoint: EngineEndpoint
-    up: bool = False
-    reason: str = "not yet asked"
-    in_flight: int = 0
-    missed_polls: int = 0
-    heard_at: float = 0.0  # event-loop time at which an answer's bytes last came
-    max_model_len: int | None = None
-    calls: set[Call] = field(default_factory=set)
-    feeding: set[Call] = field(default_factory=set)
-    down_since: float | None = None  # monotonic; None while it is up, and before it first was
-    lives: int = 0  # how often it has gone down: what it held in memory belongs to one life
+    one_engine: bool = False
+    size: RequestSize = _UNKNOWN
+    prefix: tuple[int, ...] = ()
+    weight: float = 1.0
+    priority: int = 0
+    long: bool = False
 
-    def down_for(self, now: float) -> float:
-        """Seconds since it went down; 0 while it is up."""
-        return 0.0 if self.down_since is None else now - self.down_since
 
-    @property
-    def id(self) -> str:
-        return self.endpoint.group_id
+class Place:
+    """What a request holds at the engine that answers it, from before its first leg to its end."""
 
-    @property
-    def load(self) -> float:
-        """Requests in flight over those that it is meant to run at once."""
-        return self.in_flight / (self.endpoint.max_batch or max(1.0, self.endpoint.share * _NOMINAL_BATCH))
+    def __init__(self, fleet: Fleet, path: Path, weight: float) -> None:
+        self.path = path
+        self._fleet = fleet
+        # A long prompt must not wait for an empty engine.
+        self._most = weight
+        self._taken = 0.0
+        self._take()
+
+    def _take(self) -> None:
+        engine = self._fleet.engines[self.path.target]
+        self._taken = min(self._most, max(1.0, engine.places / 4))
+        engine.placed += self._taken
+
+    def move(self, path: Path) -> None:
+        """Go to another path; nobody waits for a place in the middle of a request."""
+        self.leave()
+        self.path = path
+        self._take()
+
+    def leave(self) -> None:
+        engine = self._fleet.engines[self.path.target]
+        engine.placed -= self._taken
+        if engine.placed < 1e-6:
+            engine.placed = 0.0  # sums of thirds must not leave a rest
+        self._taken = 0.0
 
 
 class Fleet:
     """All engines, and three choices: the plan's paths, colocated engines alone, decode engines alone."""
 
     def __init__(self, config: CoordinatorConfig) -> None:
-        self.engines = {endpoint.group_id: Engine(endpoint) for endpoint in config.engines}
+        limits = config.limits
+        self.engines = {
+            endpoint.group_id: Engine(endpoint, limits.capacity_factor, limits.kv_full)
+            for endpoint in config.engines
+        }
+        self.prefixes = PrefixIndex(self.engines)
+        self.on_change: Callable[[], None] = lambda: None
+        """Called when places may have come free, or engines have come or gone."""
         colocated = [
             Path(None, e.group_id, e.share, e.class_shares) for e in config.engines if e.role == "colocated"
         ]
@@ -75,41 +88,83 @@ class Fleet:
         for route in config.routes:
             by_decode[route.decode] = by_decode.get(route.decode, 0.0) + route.share
         self._came_up = asyncio.Event()
-        limits = config.limits
         settings = BreakerSettings(limits.breaker_failures, limits.breaker_open_s, limits.breaker_max_open_s)
         self.breakers = {group: Breaker(settings) for group in self.engines}
-        bound = limits.load_correction
-        self.planned = ClassRouter([*pairs, *colocated], bound, config.classes)
-        self._whole = SmoothRouter(colocated, bound)
+        bounds = (limits.load_correction, limits.affinity_slack)
+        self._prefers = limits.affinity_slack > 0
+        self.planned = ClassRouter([*pairs, *colocated], bounds[0], config.classes, bounds[1])
+        self._whole = SmoothRouter(colocated, *bounds)
         self._decode_alone = SmoothRouter(
-            [Path(None, group, share) for group, share in by_decode.items()], bound
+            [Path(None, group, share) for group, share in by_decode.items()], *bounds
         )
         routers = (self.planned, self._whole, self._decode_alone)
         self._path_breakers = {path: Breaker(settings) for router in routers for path in router.paths}
 
-    def choose(
-        self, one_engine: bool = False, avoid: Collection[Path] = (), size: RequestSize = _UNKNOWN
-    ) -> Path | None:
-        """A path whose engines are all up, by the shares of the request's class; None where there is none.
+    # Choice
 
-        With `one_engine` the request must not be split: colocated engines serve it, or else decode engines
-        alone. Paths in `avoid` (they failed this request already) are taken only where nothing else is
-        left.
+    def lane(self, want: Want) -> Hashable:
+        """Requests of one lane have the same paths to choose from."""
+        return self._routers(want)
+
+    def place(self, want: Want) -> Place | None:
+        """A place for a new request; None where it must wait for one. ApiError where nothing is up."""
+        found = self._candidates(want, ())
+        if found is None:
+            raise no_path()
+        router, _, free = found
+        path = self._pick(router, free, want)
+        return None if path is None else Place(self, path, want.weight)
+
+    def choose(self, want: Want | None = None, avoid: Collection[Path] = ()) -> Path | None:
+        """A path whose engines are all up, better with a free place than without; None where there is none.
+
+        Paths in `avoid` (they failed this request already) are taken only where nothing else is left.
         """
-        routers = (self._whole, self._decode_alone) if one_engine else self.planned.routers(size)
-        load = {engine.id: engine.load for engine in self.engines.values()}
-        now = time.monotonic()
+        want = want or Want()
+        found = self._candidates(want, avoid)
+        if found is None:
+            return None
+        router, allowed, free = found
+        return self._pick(router, free or allowed, want)
+
+    def _routers(self, want: Want) -> tuple[SmoothRouter, ...]:
+        """Whose paths the request may take: the next one's only where none of the first one's is up."""
+        return (self._whole, self._decode_alone) if want.one_engine else self.planned.routers(want.size)
+
+    def _candidates(
+        self, want: Want, avoid: Collection[Path]
+    ) -> tuple[SmoothRouter, set[Path], set[Path]] | None:
+        """(router, its paths that are up, those of them that have a free place); None where nothing is up.
+
+        Paths in doubt are left out as long as others are left. Breakers and earlier failures steer, they never
+        refuse: a path that is up beats no path.
+        """
+        routers, now = self._routers(want), time.monotonic()
         usable = {path for router in routers for path in router.paths if self.is_up(path)}
-        # Breakers and earlier failures steer, they never refuse: a path that is up beats no path.
         trusted = {path for path in usable if all(breaker.allows(now) for breaker in self._breakers_of(path))}
-        for allowed in (trusted.difference(avoid), trusted, usable.difference(avoid), usable):
-            for router in routers:
-                path = router.choose(allowed.__contains__, load) if allowed else None
-                if path is not None:
-                    for breaker in self._breakers_of(path):
-                        breaker.sent(now)
-                    return path
+        best = trusted.difference(avoid) or trusted or usable.difference(avoid) or usable
+        for router in routers:
+            allowed = best.intersection(router.paths)
+            if allowed:
+                return router, allowed, {path for path in allowed if not self.engines[path.target].full}
         return None
+
+    def _pick(self, router: SmoothRouter, paths: Collection[Path], want: Want) -> Path | None:
+        load = {engine.id: engine.load for engine in self.engines.values()}
+        preferred = self.prefixes.preferred(want.prefix, paths) if self._prefers and want.prefix else ()
+        path = router.choose(paths.__contains__, load, preferred)
+        if path is not None:
+            now = time.monotonic()
+            for breaker in self._breakers_of(path):
+                breaker.sent(now)
+            self.prefixes.note(want.prefix, path)
+        return path
+
+    def any_engine(self) -> Engine | None:
+        """The least busy engine that is up, for questions that any of them can answer."""
+        return min((e for e in self.engines.values() if e.up), key=lambda e: e.in_flight, default=None)
+
+    # Outcomes
 
     def _breakers_of(self, path: Path) -> list[Breaker]:
         return [self.breakers[group] for group in path.groups] + [self._path_breakers[path]]
@@ -118,13 +173,6 @@ class Fleet:
         """A request went well along a path: whoever was on trial has passed."""
         for breaker in self._breakers_of(path):
             breaker.succeeded()
-
-    def forgive(self, group: str) -> None:
-        """Close an engine's breakers: it is another process from now on."""
-        self.breakers[group].succeeded()
-        for path, breaker in self._path_breakers.items():
-            if group in path.groups:
-                breaker.succeeded()
 
     def failed(self, failure: EngineFailure, path: Path) -> None:
         """Count a failure against whoever is to blame for it."""
@@ -137,22 +185,27 @@ class Fleet:
         if breaker.failed(time.monotonic()):
             log.warning("%s failed repeatedly and is left alone for a while: %s", path, failure.detail)
 
+    def forgive(self, group: str) -> None:
+        """Close an engine's breakers: it is another process from now on."""
+        self.breakers[group].succeeded()
+        for path, breaker in self._path_breakers.items():
+            if group in path.groups:
+                breaker.succeeded()
+
+    # State
+
     def is_up(self, path: Path) -> bool:
         return all(self.engines[group].up for group in path.groups)
-
-    def capacity(self) -> int:
-        """Requests that the engines which answer (all but prefill engines) are meant to run at once, those
-        up.
-        """
-        return sum(
-            engine.endpoint.max_batch or _NOMINAL_BATCH
-            for engine in self.engines.values()
-            if engine.up and engine.endpoint.role != "prefill"
-        )
 
     @property
     def paths_up(self) -> int:
         return sum(map(self.is_up, self.planned.paths))
+
+    @property
+    def full(self) -> bool:
+        """Whether no engine that answers has a free place, some being up."""
+        answering = [e for e in self.engines.values() if e.up and e.endpoint.role != "prefill"]
+        return bool(answering) and all(engine.full for engine in answering)
 
     def mark_up(self, engine: Engine) -> None:
         engine.missed_polls = 0
@@ -161,6 +214,7 @@ class Fleet:
             engine.up, engine.reason, engine.down_since = True, "healthy", None
             self._came_up.set()
             self._came_up = asyncio.Event()
+            self.on_change()
 
     async def wait_for_change(self, within_s: float) -> bool:
         """Wait until some engine comes up; False where none does within the time."""
@@ -172,17 +226,24 @@ class Fleet:
         return True
 
     def mark_down(self, engine: Engine, reason: str, silent: bool = False) -> None:
-        """Take an engine out and end what it was working on: a frozen engine would never do so itself.
+        """Take an engine out and end what it was working on.
 
         Who fetches a KV cache from an engine that has gone `silent` would wait as long; from one that is dead
         the fetch fails by itself.
         """
-        if engine.up:
+        was_up = engine.up
+        if was_up:
             log.warning("engine %s is down: %s", engine.id, reason)
             engine.down_since = time.monotonic()
             engine.lives += 1
-        engine.up, engine.reason = False, reason
-        for call in list(engine.calls):
-            call.expire("down", engine.id, reason)
-        for call in list(engine.feeding) if silent else ():
-            call.expire("down", engine.id, f"{reason}, while its KV cache was to be fetched")
+        engine.up, engine.reason, engine.kv_used = False, reason, 0.0
+        engine.end_work(reason, silent)
+        if was_up:
+            self.on_change()
+
+    def note_kv(self, engine: Engine, used: float) -> None:
+        """How much of an engine's KV cache is in use, by its own word."""
+        was_full, engine.kv_used = engine.kv_is_full, used
+        if was_full and not engine.kv_is_full:
+            engine.gate.refill()
+            self.on_change()

@@ -5,12 +5,27 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
+import re
 
 import aiohttp
 
 from hexgen2.coordinator.calls import EngineClient
 from hexgen2.coordinator.config import CoordinatorConfig
-from hexgen2.coordinator.fleet import Engine
+from hexgen2.coordinator.engine import Engine
+
+# Answers to /metrics are large and matter less than the next /health poll.
+_METRICS_S = 1.0
+_KV_USED = re.compile(rb"^vllm:kv_cache_usage_perc(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
+
+
+def parse_kv_used(exposition: bytes) -> float:
+    """The part of an engine's KV blocks in use, 0 to 1, from its /metrics; 0 where it does not say.
+
+    >>> parse_kv_used(b'vllm:kv_cache_usage_perc{engine="0"} 0.25')
+    0.25
+    """
+    return max((float(value) for value in _KV_USED.findall(exposition)), default=0.0)
 
 
 class HealthWatch:
@@ -66,6 +81,7 @@ class HealthWatch:
                 fleet.mark_up(engine)
                 if engine.max_model_len is None:
                     await self._ask_length(engine)
+                await self._ask_kv(engine)
             else:
                 fleet.mark_down(engine, f"/health answered {status}")
 
@@ -77,7 +93,17 @@ class HealthWatch:
                 length = json.loads(body)["data"][0]["max_model_len"]
                 engine.max_model_len = int(length) if length is not None else None
 
-    async def _get(self, engine: Engine, path: str) -> tuple[int, bytes]:
-        timeout = aiohttp.ClientTimeout(total=self._timeouts.health_timeout_s)
+    async def _ask_kv(self, engine: Engine) -> None:
+        """How much of its KV cache is in use; unknown counts as none."""
+        used = 0.0
+        with contextlib.suppress(aiohttp.ClientError, TimeoutError, ValueError):
+            status, body = await self._get(engine, "/metrics", _METRICS_S)
+            if status == 200:
+                used = parse_kv_used(body)
+        if engine.up:
+            self._client.fleet.note_kv(engine, used)
+
+    async def _get(self, engine: Engine, path: str, at_most_s: float = math.inf) -> tuple[int, bytes]:
+        timeout = aiohttp.ClientTimeout(total=min(self._timeouts.health_timeout_s, at_most_s))
         async with self._client.probes.get(engine.endpoint.url + path, timeout=timeout) as response:
             return response.status, await response.read()

@@ -13,13 +13,33 @@ one engine that does both.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 Body = dict[str, Any]
 
+# The rest of a lease is for the second leg's way to its engine and into a slot there.
+_LEASE_USABLE = 0.8
+
 # These belong to the coordinator. From a client they would let it make an engine read from an address of
 # its choice.
 RESERVED_FIELDS = ("kv_transfer_params", "ec_transfer_params")
+
+
+@dataclass(frozen=True)
+class Handoff:
+    """What leg 1 left for leg 2: the KV cache that `prefill`, in its `life`, holds under a lease since `since`
+    (event-loop time, at the earliest). `kv` is None where it holds none."""
+
+    kv: Body | None
+    prefill: str
+    life: int
+    since: float
+
+    def expired(self, now: float, lease_s: float) -> bool:
+        """Whether the cache must not be fetched any more. A producer may have given its blocks to another
+        prompt, and vLLM's NIXL connectors would then read that one's: HTTP 200 and wrong tokens."""
+        return now - self.since > _LEASE_USABLE * lease_s
 
 
 def strip_reserved(body: Body) -> tuple[Body, bool]:

@@ -59,7 +59,8 @@ class Metrics:
         )
         self.without_kv = Counter(
             "hexgen2:legs_without_kv",
-            "First legs that came back without a KV cache: the decode engine computed the prompt itself",
+            "Second legs without a KV cache, by reason: the decode engine computed the prompt itself",
+            ("reason",),
             registry=self.registry,
         )
         self.failures = Counter(

@@ -6,7 +6,6 @@ import asyncio
 import json
 import logging
 import time
-from typing import Any
 
 import aiohttp
 from aiohttp import web
@@ -17,7 +16,9 @@ from hexgen2.coordinator.config import CoordinatorConfig
 from hexgen2.coordinator.continuation import Splice
 from hexgen2.coordinator.errors import ApiError, ClientGone, EngineFailure, internal, no_path, took_too_long
 from hexgen2.coordinator.exchange import Exchange
+from hexgen2.coordinator.fleet import Place, Want
 from hexgen2.coordinator.metrics import Metrics
+from hexgen2.coordinator.prefixes import prefix_blocks
 from hexgen2.coordinator.request import REQUEST_ID, ClientRequest, encode
 from hexgen2.coordinator.sizes import SizeEstimator
 from hexgen2.coordinator.stream import completion_tokens, finished_with_error, prompt_tokens
@@ -40,11 +41,26 @@ class Proxy:
         # Without classes nobody asks how long a prompt is.
         self._sizes = SizeEstimator() if config.classes else None
 
-    async def serve(self, http: web.Request, request: ClientRequest) -> web.StreamResponse:
-        """Answer a request; ApiError where it cannot be and nothing has been sent yet."""
+    def want(self, request: ClientRequest) -> Want:
+        """What a request asks of the fleet."""
+        long_bytes = self._config.limits.long_prompt_bytes
+        return Want(
+            one_engine=request.obstacle is not None,
+            size=self._size(request),
+            prefix=prefix_blocks(request.body) if self._config.limits.affinity_slack else (),
+            weight=max(1.0, len(request.raw) / long_bytes),
+            priority=request.priority,
+            long=len(request.raw) > long_bytes,
+        )
+
+    def _size(self, request: ClientRequest) -> RequestSize:
+        return self._sizes.size(request) if self._sizes else RequestSize()
+
+    async def serve(self, http: web.Request, request: ClientRequest, place: Place) -> web.StreamResponse:
+        """Answer a request that has a place; ApiError where it cannot be and nothing has been sent yet."""
         if request.obstacle is not None:
             self._metrics.one_engine.labels(request.obstacle).inc()
-        exchange = Exchange.begin(http, request, self._config.limits.max_migrations > 0)
+        exchange = Exchange.begin(http, request, place, self._config.limits.max_migrations > 0)
         limit_s = self._config.timeouts.request_s
         try:
             async with asyncio.timeout(limit_s):
@@ -73,9 +89,7 @@ class Proxy:
             raise ClientGone from error
 
     async def _serve(self, exchange: Exchange) -> web.StreamResponse:
-        path = self._choose(exchange)
-        if path is None:
-            raise no_path()
+        path = exchange.place.path
         lost: EngineFailure | None = None
         while True:
             try:
@@ -103,8 +117,12 @@ class Proxy:
                 path = reason_or_path
 
     def _choose(self, exchange: Exchange) -> Path | None:
-        size = self._sizes.size(exchange.request) if self._sizes else RequestSize()
-        return self._fleet.choose(exchange.sent.obstacle is not None, exchange.failed_paths, size)
+        """Where to go on with a request that was lost; its place goes along."""
+        want = Want(one_engine=exchange.sent.obstacle is not None, size=self._size(exchange.request))
+        path = self._fleet.choose(want, exchange.failed_paths)
+        if path is not None:
+            exchange.place.move(path)
+        return path
 
     async def _retry(self, exchange: Exchange, failure: EngineFailure) -> Path:
         """Another path for a request of which nothing has been sent yet, or the error that ends it."""
@@ -163,17 +181,33 @@ class Proxy:
 
     async def _attempt(self, exchange: Exchange, path: Path) -> web.StreamResponse:
         request = exchange.sent
-        body = request.raw
-        if path.prefill is not None:
-            answer = await self._prefill(request, path.prefill)
-            if isinstance(answer, web.Response):
-                return self._refused(exchange, answer, path.prefill)
-            body = encode(legs.decode_body(request.body, answer)) if answer is not None else request.raw
-        return await self._generate(exchange, path, body)
+        if path.prefill is None:
+            return await self._generate(exchange, path, request.raw)
+        handoff = await self._prefill(request, path.prefill)
+        if isinstance(handoff, web.Response):
+            return self._refused(exchange, handoff, path.prefill)
+        async with self._fleet.engines[path.target].gate.turn(request.priority):
+            return await self._generate(exchange, path, self._second_body(request, handoff))
 
-    async def _prefill(self, request: ClientRequest, group: str) -> dict[str, Any] | web.Response | None:
-        """Leg 1: the `kv_transfer_params` to hand on, None where there are none, or the engine's refusal."""
-        began = time.perf_counter()
+    def _second_body(self, request: ClientRequest, handoff: legs.Handoff) -> bytes:
+        """Leg 2's body, with the KV cache as long as that can be trusted; EngineFailure where it is lost."""
+        engine = self._fleet.engines[handoff.prefill]
+        if engine.lives != handoff.life or not engine.up:
+            raise EngineFailure("down", engine.id, "it went down before its KV cache was fetched")
+        reason = None
+        if handoff.kv is None:
+            reason = "none_offered"
+        elif handoff.expired(asyncio.get_running_loop().time(), self._config.timeouts.kv_lease_s):
+            reason = "lease_expired"
+        if reason is None:
+            return encode(legs.decode_body(request.body, handoff.kv))
+        self._metrics.without_kv.labels(reason).inc()
+        return request.raw
+
+    async def _prefill(self, request: ClientRequest, group: str) -> legs.Handoff | web.Response:
+        """Leg 1: what it leaves for leg 2, or the engine's refusal."""
+        began, sent_at = time.perf_counter(), asyncio.get_running_loop().time()
+        life = self._fleet.engines[group].lives
         within = self._config.timeouts.prefill_s
         async with self._client.call(group) as call:
             await call.open(request.endpoint, encode(legs.prefill_body(request.body)), request.headers, within)
@@ -187,9 +221,8 @@ class Proxy:
             except (ValueError, LookupError, TypeError):
                 raise EngineFailure("bad_answer", group, "its answer carries no kv_transfer_params") from None
         self._observe_leg(call, began)
-        if kv is None:
-            self._metrics.without_kv.inc()
-        return kv if isinstance(kv, dict) else None
+        since = self._client.surely_at(sent_at, asyncio.get_running_loop().time())
+        return legs.Handoff(kv if isinstance(kv, dict) else None, group, life, since)
 
     async def _generate(self, exchange: Exchange, path: Path, body: bytes) -> web.StreamResponse:
         """Leg 2, or the only leg: the answer goes to the client."""

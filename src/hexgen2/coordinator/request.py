@@ -62,7 +62,7 @@ class ClientRequest:
     def priority(self) -> int:
         """vLLM's: lower goes first."""
         given = self.body.get("priority")
-        return given if isinstance(given, int) else 0
+        return given if isinstance(given, int) and not isinstance(given, bool) else 0
 
     @property
     def chat(self) -> bool:
@@ -104,5 +104,5 @@ def parse_request(
     )
 
 
-def encode(body: Mapping[str, Any]) -> bytes:
+def encode(body: Mapping[str, Any] | list[Any]) -> bytes:
     return json.dumps(body, separators=(",", ":")).encode()

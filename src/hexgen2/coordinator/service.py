@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import errno
 import logging
-import math
 import time
 from collections.abc import AsyncIterator
 
@@ -40,14 +39,12 @@ class Coordinator:
         self.fleet = Fleet(config)
         limits = config.limits
         self.admission = Admission(
-            lambda: math.ceil(limits.capacity_factor * self.fleet.capacity()),
+            self.fleet,
             AdmissionLimits(
-                queue=limits.max_queue,
-                wait_s=limits.queue_wait_s,
-                per_key=limits.max_in_flight_per_key,
-                long_bytes=limits.long_prompt_bytes,
+                queue=limits.max_queue, wait_s=limits.queue_wait_s, per_key=limits.max_in_flight_per_key
             ),
         )
+        self.fleet.on_change = self.admission.refill
         self.metrics = Metrics(self.fleet, self.admission)
         self._client = EngineClient(self.fleet, config.timeouts)
         self._health = HealthWatch(config, self._client)

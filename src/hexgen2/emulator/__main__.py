@@ -21,6 +21,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--max-batch", type=int, default=256, help="sequences that run at once")
     parser.add_argument("--max-model-len", type=int, default=131_072)
     parser.add_argument("--kv-bytes-per-token", type=int, default=4096)
+    parser.add_argument("--kv-tokens", type=int, default=1 << 20, help="size of the KV cache, for /metrics")
     parser.add_argument("--kv-lease-s", type=float, default=30.0)
     timing = parser.add_argument_group("timing, in seconds")
     timing.add_argument("--prefill-base-s", type=float, default=0.001)
@@ -52,6 +53,7 @@ async def _serve(arguments: argparse.Namespace) -> int:
         max_batch=arguments.max_batch,
         max_model_len=arguments.max_model_len,
         kv_bytes_per_token=arguments.kv_bytes_per_token,
+        kv_tokens=arguments.kv_tokens,
         lease_s=arguments.kv_lease_s,
     )
     fault = None

@@ -28,7 +28,7 @@ LOG_LENGTH = 4096
 @dataclass(frozen=True)
 class EmulatorConfig:
     """What an emulated engine pretends to be. `role` only shows in its id: like vLLM, it does what a
-    request asks.
+    request asks. `kv_tokens`: the size of its KV cache, which only shows in its metrics.
     """
 
     model_names: tuple[str, ...] = ("emulated",)
@@ -37,6 +37,7 @@ class EmulatorConfig:
     max_batch: int = 256
     max_model_len: int = 131_072
     kv_bytes_per_token: int = 4096
+    kv_tokens: int = 1 << 20
     lease_s: float = 30.0
 
 
@@ -187,7 +188,7 @@ class EmulatedEngine:
         values: dict[str, float] = {
             "vllm:num_requests_running": len(core.running),
             "vllm:num_requests_waiting": len(core.waiting),
-            "vllm:kv_cache_usage_perc": min(1.0, len(core.running) / self.config.max_batch),
+            "vllm:kv_cache_usage_perc": min(1.0, core.kv_tokens / self.config.kv_tokens),
             "vllm:prompt_tokens_total": core.prompt_tokens_total,
             "vllm:generation_tokens_total": core.generation_tokens_total,
             "vllm:nixl_bytes_transferred_sum": self.kv_bytes,

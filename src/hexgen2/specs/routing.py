@@ -1,14 +1,20 @@
-"""Which path a request takes: smooth weighted choice by a plan's shares, bent a bounded way by live load.
+"""Which path a request takes: smooth weighted choice by a plan's shares, bent a bounded way by live load and
+by what engines have in their prefix caches.
 
 One rule for the coordinator and the simulator. Pure and deterministic: the same calls give the same choices.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from hexgen2.specs.classes import ClassShares, RequestClass, RequestSize
+
+PLACES_FACTOR = 1.5
+"""Requests that may be on their way to an engine or run there, over those that it is meant to run at once. What
+is above one keeps it fed while prompts are computed and KV caches are sent."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +36,29 @@ class Path:
         return self.target if self.prefill is None else f"{self.prefill}->{self.target}"
 
 
+def places(max_batch: int, factor: float = PLACES_FACTOR) -> int:
+    """How many requests may be bound for an engine at once; the rest is held back before leg 1.
+
+    >>> places(3), places(10, 1.0)
+    (5, 10)
+    """
+    return math.ceil(max_batch * factor)
+
+
+def engine_load(placed: float, max_batch: float, kv_used: float = 0.0) -> float:
+    """How much of an engine is taken, by whichever is scarcer: its slots (requests bound for it or running
+    there over those that it is meant to run at once), or its KV cache's blocks (the part in use, 0 to 1).
+
+    >>> engine_load(5, 10), engine_load(5, 10, 0.75)
+    (0.5, 0.75)
+    """
+    return max(placed / max_batch, kv_used)
+
+
 def load_factor(load: float, mean: float, bound: float) -> float:
     """How a path's weight is multiplied: above 1 where it is less loaded than the mean, below 1 where more.
 
-    Loads are requests in flight over the requests that the plan lets run at once. The factor stays within
-    [1 - bound, 1 / (1 - bound)].
+    Loads are as `engine_load` counts them. The factor stays within [1 - bound, 1 / (1 - bound)].
 
     >>> load_factor(0.5, 0.5, 0.5), load_factor(3.0, 0.5, 0.5), load_factor(0.0, 9.0, 0.5)
     (1.0, 0.5, 2.0)
@@ -49,14 +73,24 @@ class SmoothRouter:
 
     Over any run of requests a path's count stays within a constant of its share of them, without bursts.
     Weights of paths that are not available are spread over the others in proportion.
+
+    A caller may prefer some paths (their engines hold the prompt's prefix). The richest of them is then taken
+    as long as that puts it at most ``slack`` requests ahead of its share; so a prefix that everybody shares
+    spreads to as many engines as its traffic needs.
     """
 
-    def __init__(self, paths: Sequence[Path], bound: float) -> None:
+    def __init__(self, paths: Sequence[Path], bound: float, slack: float = 0.0) -> None:
         self.paths = tuple(path for path in paths if path.share > 0)
         self._bound = bound
+        self._slack = slack
         self._credit = [0.0] * len(self.paths)
 
-    def choose(self, available: Callable[[Path], bool], load: Mapping[str, float]) -> Path | None:
+    def choose(
+        self,
+        available: Callable[[Path], bool],
+        load: Mapping[str, float],
+        prefer: Container[Path] = (),
+    ) -> Path | None:
         """The next request's path; None where none is available.
 
         `load` is by group; a path is as loaded as the more loaded of its engines. Groups that are not named
@@ -76,13 +110,14 @@ class SmoothRouter:
             for index, load_ in zip(candidates, loads, strict=True)
         ]
         total = sum(weights)
-        best = candidates[0]
         for index, weight in zip(candidates, weights, strict=True):
             # Credits are in shares of one request, so they stay bounded whatever the weights do from call
             # to call.
             self._credit[index] += weight / total
-            if self._credit[index] > self._credit[best] + 1e-12:
-                best = index
+        best = self._richest(candidates)
+        liked = [index for index in candidates if self.paths[index] in prefer] if prefer else []
+        if liked and self._credit[richest := self._richest(liked)] >= 1.0 - self._slack:
+            best = richest
         self._credit[best] -= 1.0
         if len(candidates) < len(self.paths):
             # A path that is out must not come back with a hoard (or a debt) from before.
@@ -90,6 +125,13 @@ class SmoothRouter:
             for index in out:
                 self._credit[index] = 0.0
         return self.paths[best]
+
+    def _richest(self, candidates: Sequence[int]) -> int:
+        best = candidates[0]
+        for index in candidates:
+            if self._credit[index] > self._credit[best] + 1e-12:
+                best = index
+        return best
 
 
 class ClassRouter:
@@ -100,10 +142,16 @@ class ClassRouter:
     and for one none of whose class's paths is available.
     """
 
-    def __init__(self, paths: Sequence[Path], bound: float, classes: Sequence[RequestClass] = ()) -> None:
-        self.everything = SmoothRouter(paths, bound)
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        bound: float,
+        classes: Sequence[RequestClass] = (),
+        slack: float = 0.0,
+    ) -> None:
+        self.everything = SmoothRouter(paths, bound, slack)
         self._paths = tuple(paths)
-        self._bound = bound
+        self._bounds = (bound, slack)
         self._classes = tuple(classes)
         self._routers: dict[tuple[int, ...], tuple[SmoothRouter, ...]] = {}
 
@@ -127,7 +175,7 @@ class ClassRouter:
                 replace(path, share=sum(weights.get(name, 0.0) * s for name, s in path.class_shares.items()))
                 for path in self._paths
             ]
-            known = self._routers[fitting] = (SmoothRouter(shared, self._bound), self.everything)
+            known = self._routers[fitting] = (SmoothRouter(shared, *self._bounds), self.everything)
         return known
 
     def choose(
