@@ -94,7 +94,7 @@ def test_the_fleet_routes_by_class() -> None:
             assert path is not None
             assert path.target == group
     fleet.mark_down(fleet.engines["c1"], "test")
-    path = fleet.choose(size=RequestSize(500, None))
+    path = fleet.choose(Want(size=RequestSize(500, None)))
     assert path is not None
     assert path.target == "c0"
 

@@ -128,6 +128,20 @@ class FleetCollector:
     def _engines(self) -> Iterator[Metric]:
         up = GaugeMetricFamily("hexgen2:engine_up", "1 where the engine takes requests", labels=_BY_GROUP)
         flight = GaugeMetricFamily("hexgen2:engine_in_flight", "Legs under way on the engine", labels=_BY_GROUP)
+        placed = GaugeMetricFamily(
+            "hexgen2:engine_load",
+            "What is bound for the engine over what it is meant to run at once, or the part of its KV cache in "
+            "use where that is more",
+            labels=_BY_GROUP,
+        )
+        kv = GaugeMetricFamily(
+            "hexgen2:engine_kv_used", "Part of the engine's KV blocks in use", labels=_BY_GROUP
+        )
+        gated = GaugeMetricFamily(
+            "hexgen2:engine_second_legs_waiting",
+            "Requests whose KV cache is ready and that wait for a slot of the engine",
+            labels=_BY_GROUP,
+        )
         broken = GaugeMetricFamily(
             "hexgen2:engine_breaker_open", "1 where the engine is left alone after failures", labels=_BY_GROUP
         )
@@ -136,10 +150,11 @@ class FleetCollector:
             labels = (engine.id, engine.endpoint.role)
             up.add_metric(labels, float(engine.up))
             flight.add_metric(labels, engine.in_flight)
+            placed.add_metric(labels, engine.load)
+            kv.add_metric(labels, engine.kv_used)
+            gated.add_metric(labels, engine.gate.waiting)
             broken.add_metric(labels, float(self._fleet.breakers[engine.id].state(now) == "open"))
-        yield up
-        yield flight
-        yield broken
+        yield from (up, flight, placed, kv, gated, broken)
 
     def _kv(self, totals: Iterable[tuple[str, KvTotals]]) -> Iterator[Metric]:
         moved = CounterMetricFamily(

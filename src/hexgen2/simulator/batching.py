@@ -76,6 +76,11 @@ class Engine:
         self.steps = 0
         self.sequence_steps = 0
 
+    @property
+    def kv_used(self) -> float:
+        """The part of its KV blocks in use, as of the last change of the batch."""
+        return self.blocks.used / self.blocks.total if self.blocks.total else 1.0
+
     def submit(self, sequence: Sequence) -> None:
         """A request has come: to be prefilled here (``pending``), or its KV cache to be fetched."""
         self._waiting.append(sequence)

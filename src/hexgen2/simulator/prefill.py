@@ -46,6 +46,11 @@ class PrefillGroup:
         self.busy_s = 0.0
         self.peak_blocks = 0
 
+    @property
+    def kv_used(self) -> float:
+        """The part of its KV blocks in use."""
+        return 1.0 - self._free_blocks / self._blocks if self._blocks else 1.0
+
     def submit(self, sequence: Sequence) -> None:
         """A request has come."""
         self._queue.append(sequence)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +18,7 @@ from hexgen2.simulator.result import SimulationResult, summarise
 from hexgen2.simulator.sequence import Sequence
 from hexgen2.specs.classes import RequestSize
 from hexgen2.specs.plan import Group, Plan, Slo
-from hexgen2.specs.routing import ClassRouter, Path
+from hexgen2.specs.routing import ClassRouter, Path, SmoothRouter, engine_load, places
 
 PROGRESS_EVERY = 500
 """Requests between two calls of the progress function."""
@@ -37,7 +38,8 @@ def simulate(
     """What becomes of these requests on this plan.
 
     ``cost`` is the cost model of the plan's model. ``slo``: targets to count goodput by, the plan's by default.
-    ``load_correction``: how far live load bends the shares, the coordinator's setting. ``hold_back``: a decode
+    ``load_correction``: how far live load bends the shares, the coordinator's setting. ``hold_back``:
+    as the coordinator does, requests wait while the engines that may answer them have no place, and a decode
     group is sent at most ``max_batch`` requests at a time, see `Engine`. ``max_tokens_known``: requests name
     the length of their answer as ``max_tokens``, as `bench` does; it counts where the plan routes by class.
     ``progress`` is called with the requests that have ended and all of them. Deterministic: equal arguments
@@ -85,9 +87,12 @@ class _Simulation:
         ]
         self._router = ClassRouter(paths, load_correction, plan.classes)
         self._by_max_tokens = max_tokens_known
-        # As the coordinator counts load: requests in flight over those that the plan lets run at once.
-        self._in_flight_weight = {group.id: 1 / group.max_batch for group in plan.groups}
-        self._load = {group.id: 0.0 for group in plan.groups}
+        # As the coordinator counts: a request is bound for the engine that answers from the choice to its end,
+        # and for the one that computes its prompt until that is done.
+        self._bound_for = {group.id: 0 for group in plan.groups}
+        self._max_batch = {group.id: group.max_batch for group in plan.groups}
+        self._places = {group.id: places(group.max_batch) for group in plan.groups}
+        self._held: dict[tuple[SmoothRouter, ...], deque[Sequence]] = {}
         self._sequences = [
             Sequence(number, inputs, outputs, arrival)
             for number, (arrival, inputs, outputs) in enumerate(
@@ -114,31 +119,48 @@ class _Simulation:
         return summarise(self._sequences, self._router.paths, self._kv_bytes, slo, self._group_figures(span))
 
     def _arrive(self, number: int) -> None:
-        """A request is here: choose its path, and wait for the next one."""
+        """A request is here: let it in or hold it back, and wait for the next one."""
         if number + 1 < len(self._sequences):
             self._events.at(self._sequences[number + 1].arrival, self._arrive, number + 1)
         sequence = self._sequences[number]
         size = RequestSize(sequence.inputs, sequence.outputs if self._by_max_tokens else None)
-        path = self._router.choose(_everywhere, self._load, size)
-        assert path is not None, "every path of a simulated plan is up"
+        routers = self._router.routers(size)
+        if routers in self._held or not self._let_in(sequence, routers):
+            self._held.setdefault(routers, deque()).append(sequence)
+
+    def _let_in(self, sequence: Sequence, routers: tuple[SmoothRouter, ...]) -> bool:
+        """Send a request along a path; False where no engine that may answer it has a place."""
+        path = routers[0].choose(self._has_place, self._loads())
+        if path is not None:
+            self._begin(sequence, path)
+        return path is not None
+
+    def _has_place(self, path: Path) -> bool:
+        return not self._hold_back or self._bound_for[path.target] < self._places[path.target]
+
+    def _loads(self) -> dict[str, float]:
+        used = {name: group.kv_used for name, group in self._prefill.items()}
+        used |= {name: engine.kv_used for name, engine in self._engines.items()}
+        return {name: engine_load(n, self._max_batch[name], used[name]) for name, n in self._bound_for.items()}
+
+    def _begin(self, sequence: Sequence, path: Path) -> None:
         prompt_fits = path.prefill is None or sequence.inputs <= self._prefill[path.prefill].max_tokens
         if not prompt_fits or sequence.inputs + sequence.outputs > self._engines[path.target].max_tokens:
             self._count_ended()  # the engine refuses it: it could never hold it
             return
         sequence.path = path
+        self._bound_for[path.target] += 1
         if path.prefill is None:
             sequence.pending = sequence.inputs
-            self._enter(path.target)
             self._engines[path.target].submit(sequence)
         else:
-            self._enter(path.prefill)
+            self._bound_for[path.prefill] += 1
             self._prefill[path.prefill].submit(sequence)
 
     def _prompt_done(self, sequence: Sequence) -> None:
         path: Path = sequence.path
         assert path.prefill is not None
-        self._exit(path.prefill)
-        self._enter(path.target)
+        self._bound_for[path.prefill] -= 1
         self._engines[path.target].submit(sequence)
 
     def _fetch(self, sequence: Sequence) -> None:
@@ -155,19 +177,18 @@ class _Simulation:
         self._engines[path.target].arrived(sequence)
 
     def _answered(self, sequence: Sequence) -> None:
-        self._exit(sequence.path.target)
+        self._bound_for[sequence.path.target] -= 1
         self._count_ended()
+        for routers, held in sorted(self._held.items(), key=lambda lane: lane[1][0].number):
+            while held and self._let_in(held[0], routers):
+                held.popleft()
+            if not held:
+                del self._held[routers]
 
     def _count_ended(self) -> None:
         self._ended += 1
         if self._progress and self._ended % PROGRESS_EVERY == 0:
             self._progress(self._ended, len(self._sequences))
-
-    def _enter(self, group: str) -> None:
-        self._load[group] += self._in_flight_weight[group]
-
-    def _exit(self, group: str) -> None:
-        self._load[group] -= self._in_flight_weight[group]
 
     def _prefill_group(self, group: Group) -> PrefillGroup:
         compiled = self._compiled[group.id]
@@ -229,7 +250,3 @@ class _Simulation:
                 "peak_kv_tokens": engine.blocks.peak * size,
             }
         return figures
-
-
-def _everywhere(_: Path) -> bool:
-    return True
