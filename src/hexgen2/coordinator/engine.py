@@ -24,8 +24,8 @@ class Call(Protocol):
 
 @dataclass(eq=False)
 class Engine:
-    """One engine's state. `calls` is what it works on, so that all of it can be ended at once; `feeding` is what
-    other engines work on that may still be fetching a KV cache from it.
+    """One engine's state. `calls` is what it works on, so that all of it can be ended at once; `feeding` is
+    what other engines work on that may still be fetching a KV cache from it.
 
     `placed` is what is bound for it or runs there: requests that it answers count from before their first leg,
     long prompts for more than one; at a prefill engine `in_flight` says the same.
