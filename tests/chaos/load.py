@@ -39,19 +39,18 @@ class Wrong(Exception):
     """The answer is not a whole one."""
 
 
-def requests(
-    seed: int, count: int, model: str, stops: Sequence[str], longest: int = 80, words: int = 60
-) -> list[Request]:
-    """A mix of streams and plain answers, of chat and completions, with what clients ask for besides."""
+def requests(seed: int, count: int, model: str, stops: Sequence[str], several: bool = False) -> list[Request]:
+    """A mix of streams and plain answers, of chat and completions, with what clients ask for besides.
+
+    `several`: some ask for two answers at once (vLLM refuses that of greedy requests, emulated engines do not).
+    """
     draw = random.Random(seed)
-    return [_request(draw, number, model, stops, longest, words) for number in range(count)]
+    return [_request(draw, number, model, stops, several) for number in range(count)]
 
 
-def _request(
-    draw: random.Random, number: int, model: str, stops: Sequence[str], longest: int, words: int
-) -> Request:
-    text = " ".join(f"w{draw.randrange(5000)}" for _ in range(draw.randint(1, words)))
-    tokens = draw.randint(1, longest)
+def _request(draw: random.Random, number: int, model: str, stops: Sequence[str], several: bool) -> Request:
+    text = " ".join(f"w{draw.randrange(5000)}" for _ in range(draw.randint(1, 60)))
+    tokens = draw.randint(1, 80)
     body: dict[str, Any] = {"model": model, "temperature": 0, "ignore_eos": True}
     stream = draw.random() < 0.6
     if stream:
@@ -62,7 +61,7 @@ def _request(
         body["stop"] = [draw.choice(stops)]
     if draw.random() < 0.2:
         body["return_token_ids"] = True
-    if not stream and draw.random() < 0.1:
+    if several and not stream and draw.random() < 0.1:
         body["n"] = 2
     if draw.random() < 0.5:
         body["messages"] = [{"role": "user", "content": text}]

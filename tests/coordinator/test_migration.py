@@ -17,7 +17,7 @@ from hexgen2.coordinator.journal import Journal, continuation_obstacle
 from hexgen2.coordinator.seam import StopSeam
 from hexgen2.emulator import EmulatorConfig, Fault, LinearTiming, protocol, tokens
 
-from .conftest import ALERT, QUICK, Stand, expected, running, text_of, until
+from .conftest import ALERT, MODEL, QUICK, Stand, expected, parse_events, running, text_of, until
 
 SLOW = EmulatorConfig(timing=LinearTiming(step_base_s=0.005))
 TWO = {"c0": 0.5, "c1": 0.5}
@@ -79,6 +79,29 @@ async def test_the_client_sees_ids_only_if_it_asked(pair: Stand) -> None:
     assert asked[0]["choices"][0]["prompt_token_ids"] == tokens.encode("a b")
     chat = await pair.stream(path=CHAT, messages=MESSAGES, max_tokens=4)
     assert all(event["choices"][0].get("token_ids") is None for event in chat[:-1])
+
+
+ECHOED = 'say "häuser"\n\\ 狐'
+
+
+@pytest.mark.parametrize("prompt", [ECHOED, [ECHOED], [5, 6, 7]])
+@pytest.mark.parametrize("ids", [False, True])
+@pytest.mark.parametrize("cut", [None, 1, 4])
+async def test_a_stream_with_echo_begins_with_the_prompt(prompt: Any, ids: bool, cut: int | None) -> None:
+    """vLLM leaves the echo out where token ids are asked for, as the coordinator does of its own accord."""
+    async with running(TWO) as stand:
+        body = {"model": MODEL, "max_tokens": 8, "echo": True, "return_token_ids": ids}
+        async with stand.http.post(
+            stand.engines["c0"].url + COMPLETIONS, json=body | {"prompt": prompt, "stream": True}
+        ) as response:
+            whole = parse_events(await response.text())
+        if cut is not None and not (prompt == [5, 6, 7] and not ids):  # that one cannot go on elsewhere
+            fail_first(stand, "error_event", cut)
+        again = await stand.stream(prompt, **body)
+        assert without_time(again) == without_time(whole)
+        assert text_of(again).startswith(
+            "" if ids else tokens.decode(prompt) if prompt == [5, 6, 7] else ECHOED
+        )
 
 
 async def test_ids_stay_whole_across_a_migration() -> None:

@@ -221,3 +221,11 @@ async def test_report_headers_are_opt_in(pair: Stand) -> None:
     assert "X-Hexgen2-Route" not in plain
     _, _, told = await pair.post("/v1/completions", {"prompt": "a", "stream": True}, X_Hexgen2_Report="1")
     assert (told["X-Hexgen2-Route"], told["X-Hexgen2-Retries"]) == ("p0->d0", "0")
+
+
+async def test_a_client_that_waits_to_be_asked_for_its_body(pair: Stand) -> None:
+    """curl sends `Expect: 100-continue` with large bodies."""
+    body = {"prompt": "a b", "max_tokens": 3}
+    async with pair.http.post(pair.url + "/v1/completions", json=body, expect100=True) as response:
+        assert response.status == 200
+        assert (await response.json())["choices"][0]["text"] == expected("a b", 3)

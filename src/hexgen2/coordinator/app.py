@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from hexgen2.coordinator import errors
+from hexgen2.coordinator import errors, openapi
 from hexgen2.coordinator.admission import Admission
 from hexgen2.coordinator.auth import ApiKeys
 from hexgen2.coordinator.bodies import Bodies
@@ -71,16 +71,17 @@ class Api:
             client_max_size=self.config.limits.max_body_bytes, middlewares=[self._errors, self._guard]
         )
         for path in _GENERATION:
-            app.router.add_post(path, self.generate)
+            app.router.add_post(path, self.generate, expect_handler=_expect)
         for path in ("/tokenize", "/detokenize"):
-            app.router.add_post(path, self.pass_on)
+            app.router.add_post(path, self.pass_on, expect_handler=_expect)
         for path in _NOT_SERVED:
-            app.router.add_post(path, self.not_served)
+            app.router.add_post(path, self.not_served, expect_handler=_expect)
         app.router.add_get("/v1/models", self.models)
         app.router.add_get("/v1/models/{model:.+}", self.model)
         app.router.add_get("/health", self.health)
         app.router.add_get("/metrics", self.show_metrics)
         app.router.add_get("/version", self.version)
+        app.router.add_get("/openapi.json", self.openapi)
         return app
 
     # Middlewares
@@ -254,11 +255,30 @@ class Api:
         return web.Response(body=self.metrics.render(totals), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def version(self, _: web.Request) -> web.Response:
-        try:
-            number = version("hexgen2")
-        except PackageNotFoundError:
-            number = "unknown"
-        return web.json_response({"version": number})
+        return web.json_response({"version": _version()})
+
+    async def openapi(self, _: web.Request) -> web.Response:
+        names = self.config.served_model_names
+        return web.json_response(openapi.document(names, _version(), self.keys is not None))
+
+
+async def _expect(request: web.Request) -> web.Response | None:
+    """`Expect: 100-continue` (curl sends it with large bodies) is answered; nothing else can be expected.
+
+    aiohttp's own handler repeats the header, and fails where that is not UTF-8.
+    """
+    if request.headers.get("Expect", "").lower() != "100-continue":
+        return _error_response(ApiError(417, "Only 100-continue may be expected."))
+    await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    request.writer.output_size = 0  # the answer has not begun yet
+    return None
+
+
+def _version() -> str:
+    try:
+        return version("hexgen2")
+    except PackageNotFoundError:
+        return "unknown"
 
 
 def _error_response(error: ApiError) -> web.Response:

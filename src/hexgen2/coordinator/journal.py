@@ -7,6 +7,7 @@ would cost more than everything else the coordinator does with it.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -38,12 +39,23 @@ def continuation_obstacle(body: Mapping[str, Any], chat: bool) -> str | None:
         return "tools"
     if chat and (body.get("logprobs") or body.get("echo") or body.get("include_reasoning") is False):
         return "chat_extras"
-    if body.get("echo") and (body.get("stop") or body.get("logprobs") is not None):
+    if body.get("echo") and (
+        body.get("stop")
+        or body.get("logprobs") is not None
+        or (_prompt_text(body) is None and not body.get("return_token_ids"))
+    ):
         return "echo"
     for field in ("presence_penalty", "frequency_penalty", "repetition_detection", "thinking_token_budget"):
         if body.get(field):
             return field
     return None
+
+
+def _prompt_text(body: Mapping[str, Any]) -> str | None:
+    prompt = body.get("prompt")
+    if isinstance(prompt, list) and len(prompt) == 1:
+        prompt = prompt[0]
+    return prompt if isinstance(prompt, str) else None
 
 
 def _has_media(messages: Any) -> bool:
@@ -73,6 +85,9 @@ class Journal:
         self._keeps_text = bool(body.get("stop"))
         self._keeps_offsets = not chat and body.get("logprobs") is not None
         self._first_event = b""
+        # vLLM gives no echo to whoever asks for token ids: where we do so unbidden, we put the prompt back.
+        wants_echo = self.asks_for_ids and body.get("echo") and not chat
+        self._echo = _prompt_text(body) if wants_echo else None
 
     @property
     def asks_for_ids(self) -> bool:
@@ -85,6 +100,9 @@ class Journal:
             return block
         if not self._first_event:
             self._first_event = events(block)[0]
+            if self._echo:
+                echo = json.dumps(self._echo)[1:-1].encode()
+                block = block.replace(b'"text":"', b'"text":"' + echo, 1)
         if not self.finished and _FINISHED.search(block):
             self.finished = True
         if self._chat and b'"reasoning":"' in block:

@@ -7,6 +7,7 @@ Pure functions. The order and the presence of fields follow vLLM 0.32, since a p
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,6 +56,7 @@ def parse(body: Any, chat: bool, model_names: tuple[str, ...], max_model_len: in
     """Check a body as vLLM would; `Refused` where it is wrong."""
     if not isinstance(body, dict):
         raise Refused(400, "the body must be a JSON object")
+    _check_types(body)
     model = body.get("model")
     if model is not None and model not in model_names:
         raise Refused(404, f"The model `{model}` does not exist.", "NotFoundError", "model")
@@ -79,6 +81,8 @@ def parse(body: Any, chat: bool, model_names: tuple[str, ...], max_model_len: in
             400, f"This model's maximum context length is {max_model_len} tokens, not {longest + max_tokens}."
         )
     stop = body.get("stop") or ()
+    if isinstance(stop, list) and "" in stop:
+        raise Refused(400, "stop cannot contain an empty string.", param="stop")
     return Generation(
         chat=chat,
         prompts=tuple(map(tuple, prompts)),
@@ -88,11 +92,69 @@ def parse(body: Any, chat: bool, model_names: tuple[str, ...], max_model_len: in
         include_usage=bool(options and options.get("include_usage")),
         stops=(stop,) if isinstance(stop, str) else tuple(stop),
         keep_stop=bool(body.get("include_stop_str_in_output")),
-        echo=_echo_text(body["prompt"]) if echo else "",
+        # As vLLM: who asks for token ids does not get the prompt's text.
+        echo=_echo_text(body["prompt"]) if echo and not body.get("return_token_ids") else "",
         logprobs=body.get("logprobs") is not None and body.get("logprobs") is not False,
         token_ids=bool(body.get("return_token_ids")),
         kv=body.get("kv_transfer_params"),
     )
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _table(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(one, str) for one in value))
+
+
+_TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "model": (lambda value: isinstance(value, str), "a string"),
+    "max_tokens": (_whole, "an integer"),
+    "max_completion_tokens": (_whole, "an integer"),
+    "min_tokens": (lambda value: _whole(value) and value >= 0, "an integer of at least 0"),
+    "n": (lambda value: _whole(value) and 1 <= value <= 128, "an integer from 1 to 128"),
+    "stop": (_texts, "a string or a list of strings"),
+    "stream": (_flag, "true or false"),
+    "stream_options": (_table, "an object"),
+    "echo": (_flag, "true or false"),
+    "return_token_ids": (_flag, "true or false"),
+    "include_stop_str_in_output": (_flag, "true or false"),
+    "logprobs": (lambda value: isinstance(value, int), "an integer or a flag"),
+    "kv_transfer_params": (_table, "an object"),
+}
+
+
+def _check_types(body: Body) -> None:
+    """The fields that are used here; null stands for a field that is not given."""
+    for field, (fits, words) in _TYPES.items():
+        if body.get(field) is not None and not fits(body[field]):
+            raise Refused(400, f"{field} must be {words}", param=field)
+
+
+def check_text(raw: bytes) -> None:
+    """Refused where a string holds half of a surrogate pair, which is no text: vLLM refuses it too."""
+    if b"\\u" in raw:
+        try:
+            json.dumps(json.loads(raw), ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise Refused(400, "a string is not valid Unicode") from None
+
+
+def token_ids(body: Any) -> list[int]:
+    """The `tokens` of a /detokenize body."""
+    ids = body.get("tokens") if isinstance(body, dict) else None
+    if not isinstance(ids, list) or not all(map(_whole, ids)):
+        raise Refused(400, "tokens must be a list of token ids", param="tokens")
+    return ids
 
 
 def _max_tokens(body: Body, chat: bool) -> int:
@@ -110,11 +172,15 @@ def _completion_prompts(body: Body) -> list[list[int]]:
         raise Refused(400, "Either prompt or prompt_embeds must be provided and non-empty.", param="prompt")
     if isinstance(prompt, str):
         return [tokens.encode(prompt)]
-    if isinstance(prompt, list) and all(isinstance(item, int) for item in prompt):
+    if isinstance(prompt, list) and all(map(_whole, prompt)):
         return [prompt]
-    if isinstance(prompt, list) and all(isinstance(item, str | list) for item in prompt):
+    if isinstance(prompt, list) and all(_is_prompt(item) for item in prompt):
         return [tokens.encode(item) if isinstance(item, str) else item for item in prompt]
     raise Refused(400, "prompt must be a string, a list of strings, or token ids", param="prompt")
+
+
+def _is_prompt(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, list) and bool(value) and all(map(_whole, value)))
 
 
 def _chat_prompt(body: Body) -> list[int]:
@@ -126,7 +192,12 @@ def _chat_prompt(body: Body) -> list[int]:
 
 
 def _echo_text(prompt: Any) -> str:
-    return prompt if isinstance(prompt, str) else ""
+    """The text of a single prompt, given as text or as ids; several prompts are not echoed here."""
+    if isinstance(prompt, list) and len(prompt) == 1 and not isinstance(prompt[0], int):
+        prompt = prompt[0]
+    if isinstance(prompt, str):
+        return prompt
+    return tokens.decode(prompt) if all(isinstance(token, int) for token in prompt) else ""
 
 
 def _logprobs(generation: Generation, ids: list[int], offset: int) -> Body | None:

@@ -161,16 +161,24 @@ class EmulatedEngine:
         return web.json_response({"object": "list", "data": cards})
 
     async def _tokenize(self, request: web.Request) -> web.Response:
-        body = await request.json()
-        generation = protocol.parse(
-            {**body, "max_tokens": 1}, "messages" in body, self.config.model_names, 1 << 40
-        )
+        try:
+            body = await _json(request)
+            if isinstance(body, dict):
+                body = {key: body[key] for key in ("model", "prompt", "messages") if key in body}
+                body["max_tokens"] = 1
+            chat = isinstance(body, dict) and "messages" in body
+            generation = protocol.parse(body, chat, self.config.model_names, 1 << 40)
+        except Refused as error:
+            return web.json_response(error.body, status=error.status)
         ids = list(generation.prompts[0])
         return web.json_response({"tokens": ids, "count": len(ids), "max_model_len": self.config.max_model_len})
 
     async def _detokenize(self, request: web.Request) -> web.Response:
-        body = await request.json()
-        return web.json_response({"prompt": tokens.decode(body["tokens"])})
+        try:
+            ids = protocol.token_ids(await _json(request))
+        except Refused as error:
+            return web.json_response(error.body, status=error.status)
+        return web.json_response({"prompt": tokens.decode(ids)})
 
     async def _pull(self, request: web.Request) -> web.Response:
         await self.core.thawed.wait()
@@ -212,10 +220,9 @@ class EmulatedEngine:
     async def _serve(self, request: web.Request, chat: bool) -> web.StreamResponse:
         await self.core.thawed.wait()
         try:
-            body = json.loads(await request.read())
-        except ValueError as error:
-            refused = protocol.error_body(400, f"invalid JSON: {error}", "BadRequestError")
-            return web.json_response(refused, status=400)
+            body = await _json(request)
+        except Refused as error:
+            return web.json_response(error.body, status=error.status)
         self.received.append(Received(request.path, request.headers, body, time.monotonic()))
         fault = self.fault if self.fault is not None and self.fault.take() else None
         if fault is not None and fault.kind in ("http_500", "http_503"):
@@ -272,6 +279,17 @@ class EmulatedEngine:
         self.kv_pulls += 1
         self.kv_seconds += time.monotonic() - began
         return True, right
+
+
+async def _json(request: web.Request) -> Any:
+    """The body; Refused where it is no JSON, or no text."""
+    raw = await request.read()
+    try:
+        body = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise Refused(400, f"invalid JSON: {error}") from None
+    protocol.check_text(raw)
+    return body
 
 
 class _Run:

@@ -1,0 +1,35 @@
+"""A coordinator before emulated engines in a thread of its own, for tests that are not asynchronous."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from tests.coordinator.conftest import Stand, running
+
+
+@pytest.fixture(scope="module")
+def stand() -> Iterator[Stand]:
+    loop = asyncio.new_event_loop()
+    made: list[Stand] = []
+    ready, done = threading.Event(), asyncio.Event()
+
+    async def serve() -> None:
+        try:
+            async with running({"p0>d0": 0.5, "c0": 0.5}) as found:
+                made.append(found)
+                ready.set()
+                await done.wait()
+        finally:
+            ready.set()
+
+    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),), name="stand")
+    thread.start()
+    ready.wait(30)
+    yield made[0]
+    loop.call_soon_threadsafe(done.set)
+    thread.join(30)
+    loop.close()
