@@ -138,3 +138,26 @@ def test_an_empty_workload_is_one_line(tmp_path: Path, capsys: pytest.CaptureFix
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "empty.csv" in error
+
+
+def test_a_saved_plan_is_explained_and_planned_again_for_more(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cluster, path = tmp_path / "c.yaml", tmp_path / "plan.json"
+    cluster.write_text(
+        "nodes: [{name: a, gpu: A100-80G-PCIe, count: 1}, {name: b, gpu: L40, count: 1}]\n"
+        "network: {default: {gbps: 25}}\n"
+    )
+    asked = ("--cluster", str(cluster), "--model", "llama-2-13b", "--workload", "hpld")
+    plan = plan_json(capsys, *asked, "-o", str(path))
+    assert main(["explain", str(path), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert {key: told[key] for key in plan} == plan
+    assert set(told["explanation"]) == {"limits", "choices", "rules", "more"}
+    assert main(["explain", str(path), "--why", "--shadow", "--json"]) == 0
+    more = json.loads(capsys.readouterr().out)
+    gains = {price["resource"]: price["gain_rps"] for price in more["shadow_prices"] if price["kind"] == "gpu"}
+    assert gains.keys() == {"A100-80G-PCIe", "L40"}
+    assert gains["A100-80G-PCIe"] > gains["L40"] > 0
+    assert next(entry["rule"] for entry in more["rejected"]) == "vllm"
+    assert plan_json(capsys, *asked, "--shadow")["shadow_prices"] == more["shadow_prices"]

@@ -37,9 +37,12 @@ def plan_document() -> dict[str, Any]:
             group("c0", "colocated", 0.1, [stage(["b/3"], 0, 40)]),
         ],
         "routes": [{"from": "p0", "to": "d0", "share": 0.9, "rps": 1.8, "capacity_rps": 7.0}],
+        "links": [{"from": "a", "to": "b", "bytes_per_s": 2e9, "use": 0.64}],
         "bottleneck": {"elements": ["d0"], "text": "decode d0 is full"},
-        "shadow_prices": [{"resource": "d0", "gain_rps": 0.5}],
-        "rejected": [{"rule": "vllm: decode without PP", "detail": "d0 with PP 2", "gain": 0.3}],
+        "shadow_prices": [
+            {"resource": "d0", "kind": "group", "change": "a tenth more", "gain_rps": 0.5, "how": "dual"}
+        ],
+        "rejected": [{"rule": "vllm: decode without PP", "detail": "d0 with PP 2", "gain": 0.3, "group": "d0"}],
     }
 
 
@@ -56,4 +59,5 @@ def group(name: str, role: str, share: float, stages: list[dict[str, Any]]) -> d
         "capacity_rps": 2.2,
         "max_batch": 16,
         "stages": stages,
+        "runners_up": [{"role": "colocated", "layout": "1×A6000", "objective": 1.5, "loss": 0.25}],
     }

@@ -30,6 +30,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--time-limit", type=inputs.positive, metavar="S", help="stop the search after S seconds"
     )
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--shadow", action="store_true", help="plan again with one more GPU of each type: what would it add?"
+    )
     parser.add_argument("-o", "--output", metavar="PLAN", help="write the plan here (JSON)")
     output.add_json(parser)
     parser.set_defaults(run=run)
@@ -52,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
                 f"{step.phase}: {step.value:.4g} requests/s after {step.seconds:.0f} s"
             ),
             clock=time.monotonic,
+            shadow=args.shadow,
         )
     if args.output:
         output.write_json(args.output, plan.document())

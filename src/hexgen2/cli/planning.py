@@ -14,7 +14,7 @@ from hexgen2.specs.catalog.workloads import load_workload
 from hexgen2.specs.cluster import Cluster, load_cluster
 from hexgen2.specs.errors import InputError
 from hexgen2.specs.files import read_mapping
-from hexgen2.specs.plan import Slo
+from hexgen2.specs.plan import Plan, Slo
 
 PLANNING_LENGTHS = 256
 """Representative requests that stand for a workload in the cost model."""
@@ -43,6 +43,23 @@ def problem_for(args: argparse.Namespace, cluster: Cluster, source: str, rate: f
         model_name=str(directory.resolve()) if directory.is_dir() else args.model,
         source=source,
         profiles=tuple(profile.name for profile in profiles),
+    )
+
+
+def problem_of(plan: Plan) -> Problem:
+    """The problem that a saved plan answers; its model, workload and profiles are read again."""
+    profiles = [load_profile(name) for name in plan.profiles]
+    return Problem(
+        cluster=plan.cluster,
+        workload=plan.workload,
+        lengths=load_workload(plan.workload).representative(PLANNING_LENGTHS),
+        cost=CostModel(load_model(plan.model), Efficiencies(profiles)),
+        engine=engine_profile(plan.engine),
+        objective=plan.objective.name,
+        slo=plan.slo,
+        model_name=plan.model,
+        source=plan.cluster.name,
+        profiles=plan.profiles,
     )
 
 

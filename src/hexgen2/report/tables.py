@@ -5,8 +5,11 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from hexgen2.report.words import group_line, nodes_words
+from hexgen2.report.words import alike, group_line, ids_words, nodes_words
 from hexgen2.specs.plan import Group, Plan
+
+MOST_ROUTES = 24
+"""Routes shown, the busiest; the plan file has all."""
 
 
 def print_plan(console: Console, plan: Plan) -> None:
@@ -17,11 +20,14 @@ def print_plan(console: Console, plan: Plan) -> None:
         f"workload {plan.workload}, engine {plan.engine}, solver {plan.solver}"
     )
     console.print()
-    for group in plan.groups:
-        console.print(f"[bold]{group_line(plan, group)}[/]")
+    for groups in alike(plan):
+        first, several = groups[0], len(groups) > 1
+        name = f"{ids_words(groups)} ({len(groups)} alike)" if several else first.id
+        console.print(f"[bold]{group_line(plan, first, name)}[/]{' each' if several else ''}")
         console.print(
-            f"    takes {group.share:.1%} of all requests, load {_load(plan, group):.0%}, "
-            f"${group.price_per_hour:.2f}/h, GPUs {nodes_words(group)}"
+            f"    {'take' if several else 'takes'} {sum(group.share for group in groups):.1%} of all requests, "
+            f"load {_load(plan, first):.0%}, ${sum(group.price_per_hour for group in groups):.2f}/h, "
+            f"GPUs {', '.join(map(nodes_words, groups))}"
         )
     if plan.routes:
         console.print()
@@ -29,7 +35,8 @@ def print_plan(console: Console, plan: Plan) -> None:
         routes.add_column("route")
         for heading in ("share", "req/s", "links could carry"):
             routes.add_column(heading, justify="right")
-        for route in plan.routes:
+        shown = sorted(plan.routes, key=lambda route: -route.share)[:MOST_ROUTES]
+        for route in (route for route in plan.routes if route in shown):
             routes.add_row(
                 f"{route.source} → {route.target}",
                 f"{route.share:.1%}",
@@ -37,6 +44,9 @@ def print_plan(console: Console, plan: Plan) -> None:
                 f"{route.capacity_rps:.3g}",
             )
         console.print(routes)
+        if len(plan.routes) > MOST_ROUTES:
+            rest = sum(route.share for route in plan.routes if route not in shown)
+            console.print(f"and {len(plan.routes) - MOST_ROUTES} more with {rest:.1%} together")
     console.print()
     value = f"{plan.objective.name} {plan.objective.value:.4g} {plan.objective.unit}"
     console.print(
@@ -45,9 +55,10 @@ def print_plan(console: Console, plan: Plan) -> None:
     console.print(f"bottleneck: {plan.bottleneck.text}")
     if plan.upper_bound is not None and plan.gap is not None:
         console.print(f"upper bound {plan.upper_bound:.4g}, gap {plan.gap:.1%}")
-    for rejection in plan.rejected:
-        gain = "" if rejection.gain is None else f" (+{rejection.gain:.1%})"
-        console.print(f"rejected by {rejection.rule}: {rejection.detail}{gain}")
+    whole = [entry for entry in plan.rejected if entry.group is None]
+    dearest = max(whole, key=lambda entry: entry.gain or 0.0, default=None)
+    if dearest is not None:
+        console.print(f"engine rule {dearest.rule}: {dearest.detail}")
     for note in plan.notes:
         console.print(f"note: {note}")
     console.print(f"planned in {plan.wall_s:.2f} s")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
+from itertools import groupby
 
 from hexgen2.specs.plan import Group, Plan, Stage
 
@@ -17,14 +19,49 @@ def stage_words(plan: Plan, stage: Stage, with_layers: bool) -> str:
 
 
 def layout_words(plan: Plan, group: Group) -> str:
-    """A group's stages in order."""
-    several = len(group.stages) > 1
-    return " → ".join(stage_words(plan, stage, several) for stage in group.stages)
+    """A group's stages in order; like ones in a row are said once: '4 stages of 1×L40, 20 layers each'."""
+    if len(group.stages) == 1:
+        return stage_words(plan, group.stages[0], False)
+    parts: list[str] = []
+    for _, run in groupby(group.stages, key=lambda stage: stage_words(plan, stage, False)):
+        stages = list(run)
+        if len(stages) == 1:
+            parts.append(stage_words(plan, stages[0], True))
+            continue
+        layers = sorted({stage.layers for stage in stages})
+        spread = str(layers[0]) if len(layers) == 1 else f"{layers[0]}-{layers[-1]}"
+        parts.append(f"{len(stages)} stages of {stage_words(plan, stages[0], False)}, {spread} layers each")
+    return " → ".join(parts)
 
 
-def group_line(plan: Plan, group: Group) -> str:
-    """A group's arithmetic: 'prefill p0: 2×A100-80G-PCIe TP2 → 3.1 req/s'."""
-    line = f"{group.role} {group.id}: {layout_words(plan, group)} → {group.capacity_rps:.3g} req/s"
+def alike(plan: Plan) -> list[list[Group]]:
+    """Groups of one role, layout, rate and load together, in the plan's order."""
+    found: dict[tuple[str, ...], list[Group]] = {}
+    for group in plan.groups:
+        figures = (f"{group.capacity_rps:.3g}", f"{group.share:.3g}", str(group.max_batch))
+        found.setdefault((group.role, layout_words(plan, group), *figures), []).append(group)
+    return list(found.values())
+
+
+def ids_words(groups: Sequence[Group]) -> str:
+    """'p0', 'p3-p7', 'p0, p2-p4': runs of three and more are shortened."""
+    letter, numbers = groups[0].id[0], sorted(int(group.id[1:]) for group in groups)
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and runs[-1][-1] == number - 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    parts = [
+        f"{letter}{run[0]}-{letter}{run[-1]}" if len(run) > 2 else ", ".join(f"{letter}{n}" for n in run)
+        for run in runs
+    ]
+    return ", ".join(parts)
+
+
+def group_line(plan: Plan, group: Group, name: str | None = None) -> str:
+    """A group's arithmetic: 'prefill p0: 2×A100-80G-PCIe TP2 → 3.1 req/s'; ``name`` in place of its id."""
+    line = f"{group.role} {name or group.id}: {layout_words(plan, group)} → {group.capacity_rps:.3g} req/s"
     return f"{line} at batch {group.max_batch}" if group.role != "prefill" else line
 
 

@@ -7,7 +7,7 @@ group or a route, or None, so that a plan can say what kept a better layout out.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hexgen2.specs.errors import InputError
 from hexgen2.specs.plan import Role
@@ -26,6 +26,14 @@ RULES: dict[str, str] = {
     TP_DIVIDES: "the tensor-parallel sizes of both ends of a route divide each other",
 }
 """What each rule says, in words."""
+_LIFTED: dict[str, dict[str, bool]] = {
+    UNIFORM_TP: {"uniform_tp": False},
+    DECODE_PP: {"decode_pp": True},
+    PREFILL_PP: {"prefill_pp": True},
+    EVEN_STAGES: {"even_stages": False},
+    TP_DIVIDES: {"tp_divides": False},
+}
+"""The field of a profile without the rule."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +53,16 @@ class EngineProfile:
     prefill_pp: bool = True
     tp_divides: bool = False
     even_stages: bool = False
+
+    def without(self, rule: str) -> EngineProfile:
+        """The profile with a rule of `RULES` lifted."""
+        lifted: EngineProfile = replace(self, **_LIFTED[rule])  # type: ignore[arg-type]
+        return lifted
+
+    @property
+    def rules(self) -> frozenset[str]:
+        """The rules of `RULES` that are in force."""
+        return frozenset(rule for rule in RULES if self.without(rule) != self)
 
     def group_rule(self, role: Role, tps: tuple[int, ...]) -> str | None:
         """The rule that forbids a group with these TP sizes, stage by stage; None when it can run."""

@@ -91,6 +91,13 @@ class Evaluator:
         self._loads: dict[tuple[Template, Template], Loads] = {}
         self._tokens = float(problem.lengths.inputs.mean())
 
+    def under(self, engine: EngineProfile) -> Evaluator:
+        """The same problem for another engine; what layouts cost is not worked out again."""
+        other = Evaluator(replace(self.problem, engine=engine), self.rule, thorough=self.thorough)
+        other.topology, other.values = self.topology, self.values
+        other._signatures, other._layouts, other._loads = self._signatures, self._layouts, self._loads
+        return other
+
     def options(self, members: Members, role: Role) -> tuple[Option, ...]:
         """Every layout of the group in the role that fits into memory, also those the engine forbids."""
         key, nodes = self._signature(members)

@@ -4,25 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from hexgen2.scheduler.engines import RULES
 from hexgen2.scheduler.evaluate import Evaluator, Option
 from hexgen2.scheduler.problem import Problem
-from hexgen2.scheduler.settle import Settled, bottleneck, settle
+from hexgen2.scheduler.reasons import WORTH_TELLING, Alternative, rule_costs, runners_up, template_words
+from hexgen2.scheduler.settle import IDLE, Settled, bottleneck, settle
+from hexgen2.scheduler.shadow import Names, faster_links, marginal, more_gpus
 from hexgen2.scheduler.solution import Solution
 from hexgen2.specs.cluster import Cluster
-from hexgen2.specs.plan import Group, Objective, Plan, Rejection, Role, Route, Stage
+from hexgen2.specs.plan import Group, LinkLoad, Objective, Plan, Rejection, Role, Route, RunnerUp, Stage
 
 ROLE_LETTER: dict[Role, str] = {"prefill": "p", "decode": "d", "colocated": "c"}
 NEGLIGIBLE = 1e-9
 """Part of the whole flow below which a route or group counts as unused."""
-
-
-WORTH_TELLING = 0.01
-"""Part of a rate that a forbidden layout must gain, or shared links must cost, to be told of."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +30,6 @@ class Extras:
     """
 
     upper_bound: float | None = None
-    rejected: tuple[Rejection, ...] = ()
-    shadow_prices: tuple[dict[str, Any], ...] = ()
     notes: tuple[str, ...] = ()
     counted_singly: bool = False
 
@@ -47,10 +42,10 @@ def build(
     *,
     solver: str,
     seed: int,
-    wall_s: float,
     extras: Extras,
+    shadow: bool = False,
 ) -> Plan:
-    """The plan of a solution.
+    """The plan of a solution; the caller fills in ``wall_s``. ``shadow``: also what one GPU more is worth.
 
     ``cluster`` is the one to write into the plan (its nodes in the user's order). Groups that carry nothing are
     left out and named in the notes, as are GPUs in no group. Ids count by role, the busiest group first.
@@ -68,8 +63,13 @@ def build(
 
     shares = [load[cell] / value for cell in order]
     groups = _groups(problem, evaluator, solution, order, ids, shares)
+    alternatives = runners_up(evaluator, solution, order)
+    groups = tuple(
+        group.model_copy(update={"runners_up": _runners_up(evaluator, value, found)})
+        for group, found in zip(groups, alternatives, strict=True)
+    )
     routes = _routes(settled, solution, ids)
-    names = [_named(solution, ids, role) for role in ROLE_LETTER]
+    names = Names(*(_named(solution, ids, role) for role in ROLE_LETTER))
     return Plan(
         cluster=cluster,
         model=problem.model_name or problem.model.name,
@@ -85,12 +85,20 @@ def build(
         price_per_hour=sum(group.price_per_hour for group in groups),
         upper_bound=extras.upper_bound,
         gap=None if extras.upper_bound is None else max(0.0, extras.upper_bound / value - 1),
-        wall_s=wall_s,
+        wall_s=0.0,
         groups=groups,
         routes=routes,
-        bottleneck=bottleneck(settled, problem.cluster, *names),
-        shadow_prices=extras.shadow_prices,
-        rejected=(*extras.rejected, *rejections(evaluator, solution, order, ids)),
+        links=_links(problem.cluster, settled),
+        bottleneck=bottleneck(settled, problem.cluster, names.prefill, names.decode, names.colocated),
+        shadow_prices=(
+            *(more_gpus(problem, solution.cells, value, seed) if shadow else ()),
+            *marginal(problem.cluster, solution, settled, names),
+            *faster_links(problem.cluster, evaluator, solution, settled, names),
+        ),
+        rejected=(
+            *rule_costs(evaluator, solution, value),
+            *rejections(evaluator, solution, order, ids),
+        ),
         notes=(
             *extras.notes,
             *_sharing_notes(settled, solution, extras),
@@ -136,6 +144,31 @@ def _groups(
     return tuple(groups)
 
 
+def _runners_up(evaluator: Evaluator, value: float, found: Sequence[Alternative]) -> tuple[RunnerUp, ...]:
+    return tuple(
+        RunnerUp(
+            role=one.role,
+            layout=template_words(evaluator.topology, one.template),
+            objective=one.value,
+            loss=1 - one.value / value,
+        )
+        for one in found
+    )
+
+
+def _links(cluster: Cluster, settled: Settled) -> tuple[LinkLoad, ...]:
+    """The links that KV caches cross, the busiest first."""
+    found: list[LinkLoad] = []
+    for resource, use in settled.busy.items():
+        assert isinstance(resource, tuple)
+        if resource[0] == "link":
+            a, b = resource[1], resource[-1]
+            load = {"from": cluster.nodes[a].name, "to": cluster.nodes[b].name, "use": use}
+            load["bytes_per_s"] = use * cluster.node_link(a, b).bandwidth
+            found.append(LinkLoad.model_validate(load))
+    return tuple(sorted(found, key=lambda link: (-link.use, link.source, link.target)))
+
+
 def rejections(
     evaluator: Evaluator, solution: Solution, order: Sequence[int], ids: dict[int, str]
 ) -> tuple[Rejection, ...]:
@@ -148,9 +181,9 @@ def rejections(
         if best is None or best.forbidden is None or best.rps <= chosen.rps * (1 + WORTH_TELLING):
             continue
         gain = best.rps / chosen.rps - 1
-        layout = ", ".join(f"TP{stage.tp} × {stage.layers} layers" for stage in best.template)
-        detail = f"{RULES[best.forbidden]}: without it {ids[cell]} as {layout} would serve {gain:+.0%}"
-        found.append(Rejection(rule=best.forbidden, detail=detail, gain=gain))
+        layout = template_words(evaluator.topology, best.template)
+        detail = f"{RULES[best.forbidden]}: without it {ids[cell]} as {layout} would serve {gain:.0%} more"
+        found.append(Rejection(rule=best.forbidden, detail=detail, gain=gain, group=ids[cell]))
     return tuple(found)
 
 
@@ -186,7 +219,7 @@ def _carried(settled: Settled, solution: Solution, cell: int) -> float:
 def _named(solution: Solution, ids: dict[int, str], role: Role) -> list[str]:
     """Ids of a role's groups in the order of the network; idle ones (which no cut contains) have a dash."""
     rows = [
-        (solution.place[cell], ids.get(cell, "-"))
+        (solution.place[cell], ids.get(cell, IDLE))
         for cell, found in enumerate(solution.cells)
         if found.role == role and solution.place[cell] >= 0
     ]

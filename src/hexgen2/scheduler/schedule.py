@@ -30,8 +30,11 @@ def schedule(
     time_limit_s: float | None = None,
     progress: ProgressCallback | None = None,
     clock: Clock = time.perf_counter,
+    shadow: bool = False,
 ) -> Plan:
     """The plan that a solver finds; raises InputError when there is none.
+
+    ``shadow``: search again with one GPU more of each type, for its shadow price.
 
     Without a time limit the plan depends on the problem, the solver and the seed alone (``wall_s`` apart).
     """
@@ -46,16 +49,17 @@ def schedule(
     budget = Budget(clock, time_limit_s, progress)
     sorted_problem = replace(problem, cluster=canonical(problem.cluster))
     solution, evaluator, extras = run(sorted_problem, seed, budget)
-    return build(
+    plan = build(
         sorted_problem,
         problem.cluster,
         evaluator,
         solution,
         solver=solver,
         seed=seed,
-        wall_s=budget.spent_s,
         extras=extras,
+        shadow=shadow,
     )
+    return plan.model_copy(update={"wall_s": budget.spent_s})
 
 
 def _hexgen2(problem: Problem, seed: int, budget: Budget) -> tuple[Solution, Evaluator, Extras]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from hexgen2.scheduler.evaluate import Evaluator
 from hexgen2.scheduler.flow import phrase
-from hexgen2.scheduler.routes import RouteShares, balanced, best_shares
+from hexgen2.scheduler.routes import RouteShares, balanced, best_shares, resource_use
 from hexgen2.scheduler.solution import Solution, route_program
 from hexgen2.specs.cluster import Cluster
 from hexgen2.specs.plan import Bottleneck, Role
@@ -23,16 +23,22 @@ from hexgen2.specs.plan import Bottleneck, Role
 FloatArray = NDArray[np.float64]
 PRICED = 1e-6
 """Shadow price (requests/s per request/s, or per whole resource in parts of the flow) that counts as one."""
+IDLE = "-"
+"""Stands for a group that carries nothing, which has no id in the plan."""
 
 
 @dataclass(frozen=True)
 class Settled:
-    """Requests/s: in all, by route (P, D), and by colocated group (C,); ``best``: the program's prices."""
+    """Requests/s: in all, by route (P, D), and by colocated group (C,); ``best``: the program's prices.
+
+    ``busy``: the part of each network resource in use.
+    """
 
     value: float
     routes: FloatArray
     colocated: FloatArray
     best: RouteShares
+    busy: dict[Hashable, float]
 
     def carried(self, role: Role, row: int) -> float:
         """Requests/s through a group."""
@@ -49,8 +55,10 @@ def settle(evaluator: Evaluator, solution: Solution) -> Settled:
     program = solution.program or route_program(evaluator, solution)
     best = solution.shares or best_shares(program)
     routes = np.zeros(network.routes.shape)
-    routes[program.sources, program.targets] = balanced(program, best.value)
-    return Settled(best.value + float(network.colocated.sum()), routes, network.colocated, best)
+    carried = balanced(program, best.value)
+    routes[program.sources, program.targets] = carried
+    total = best.value + float(network.colocated.sum())
+    return Settled(total, routes, network.colocated, best, resource_use(program, carried))
 
 
 def bottleneck(

@@ -34,6 +34,15 @@ class Stage(Spec):
         return self
 
 
+class RunnerUp(Spec):
+    """Another role or layout of a group: the plan's objective with it, and the part of it that is lost so."""
+
+    role: Role
+    layout: str
+    objective: float
+    loss: float
+
+
 class Group(Spec):
     """A serving group: one replica. ``share`` is the part of all requests that it handles in its role,
     ``class_shares`` the same of each request class where the plan has classes."""
@@ -45,6 +54,7 @@ class Group(Spec):
     capacity_rps: float = Field(ge=0)
     max_batch: int = Field(ge=1)
     stages: tuple[Stage, ...] = Field(min_length=1)
+    runners_up: tuple[RunnerUp, ...] = ()
     class_shares: dict[str, float] = Field(default_factory=dict)
 
     @property
@@ -65,6 +75,15 @@ class Route(Spec):
     class_shares: dict[str, float] = Field(default_factory=dict)
 
 
+class LinkLoad(Spec):
+    """What KV caches put on the link from one node to another: bytes/s, and the part of the link in use."""
+
+    source: str = Field(alias="from")
+    target: str = Field(alias="to")
+    bytes_per_s: float = Field(ge=0)
+    use: float = Field(ge=0)
+
+
 class Objective(Spec):
     """What was maximised, and its value at this plan."""
 
@@ -81,11 +100,32 @@ class Bottleneck(Spec):
 
 
 class Rejection(Spec):
-    """An engine rule that kept a better layout out, and by how much that layout was better."""
+    """An engine rule (or a whole profile) that kept something better out, and by how much that was better.
+
+    ``gain`` is a part of the plan's objective, or where ``group`` is given of that group's rate.
+    """
 
     rule: str
     detail: str
     gain: float | None = None
+    group: str | None = None
+
+
+ShadowKind = Literal["group", "link", "nic", "port", "gpu"]
+
+
+class ShadowPrice(Spec):
+    """What more of a resource would add: ``change`` is how much more, ``how`` where the figure is from.
+
+    ``dual``: the price of the routes' program; ``resolve``: the routes of the same groups solved again;
+    ``replan``: the groups searched again.
+    """
+
+    resource: str
+    kind: ShadowKind
+    change: str
+    gain_rps: float = Field(ge=0)
+    how: Literal["dual", "resolve", "replan"]
 
 
 class Slo(Spec):
@@ -128,8 +168,9 @@ class Plan(Spec):
     wall_s: float = Field(ge=0)
     groups: tuple[Group, ...]
     routes: tuple[Route, ...]
+    links: tuple[LinkLoad, ...] = ()
     bottleneck: Bottleneck
-    shadow_prices: tuple[dict[str, Any], ...] = ()
+    shadow_prices: tuple[ShadowPrice, ...] = ()
     rejected: tuple[Rejection, ...] = ()
     notes: tuple[str, ...] = ()
     classes: tuple[RequestClass, ...] = ()
