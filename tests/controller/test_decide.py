@@ -214,8 +214,6 @@ def test_what_is_taken_always_gains_and_nothing_cheaper_suffices(
 
 
 def test_a_decision_says_its_numbers_as_json() -> None:
-    import json
-
     decision = act(found(10.0, offer("routes", 10.0), offer("flip", 20.0)))
     shown = json.loads(json.dumps(decision.document()))
     assert shown["action"] == "flip"
