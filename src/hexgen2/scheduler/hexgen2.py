@@ -7,7 +7,7 @@ links and NICs that several routes share are counted in the objective.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
 import numpy as np
@@ -40,21 +40,26 @@ SHAKEN = 3
 """Random moves that begin another round of an anytime search."""
 
 
-def search(problem: Problem, seed: int, budget: Budget) -> tuple[Solution, Evaluator]:
-    """The best plan found, and the evaluator that knows its layouts; InputError when no replica fits."""
+def search(
+    problem: Problem, seed: int, budget: Budget, starts: Sequence[Cells] = ()
+) -> tuple[Solution, Evaluator]:
+    """The best plan found, and the evaluator that knows its layouts; InputError when no replica fits.
+
+    ``starts``: groups from which the search begins too (those that the upper bound is made of).
+    """
     gpus = len(problem.cluster.gpus)
     thorough = Evaluator(problem, best_rate, thorough=True)
     if gpus <= SMALL:
-        best = _all_starts(problem, thorough, seed, budget)
+        best = _all_starts(problem, thorough, seed, budget, starts)
         evaluator = thorough
     else:
         evaluator = Evaluator(problem, best_rate)
-        best = _best_start(problem, evaluator, seed, budget)
-        polished = assess(thorough, best.cells, coupled=True)
-        assert polished is not None, "no lower limit was given"
-        if better(polished, best):
-            best, evaluator = polished, thorough
-            budget.report("layouts", best.value)
+        best = _best_start(problem, evaluator, seed, budget, starts)
+        for cells in (best.cells, *starts):
+            polished = _valued(thorough, cells)
+            if better(polished, best):
+                best, evaluator = polished, thorough
+                budget.report("layouts", best.value)
     if best.value <= 0:
         raise no_plan(evaluator)
     return best, evaluator
@@ -66,12 +71,15 @@ def moves_from(solution: Solution) -> Iterator[Cells]:
     yield from moves.guided(solution, colocated=True)
 
 
-def _all_starts(problem: Problem, evaluator: Evaluator, seed: int, budget: Budget) -> Solution:
+def _all_starts(
+    problem: Problem, evaluator: Evaluator, seed: int, budget: Budget, starts: Sequence[Cells]
+) -> Solution:
     """Climb from every start to its end."""
     best = _nothing(evaluator)
     seen: set[frozenset[Cell]] = set()
     partitions = list(paper_starts(problem, evaluator, seed))
     for cells in (
+        *starts,
         *master_starts(problem, evaluator),
         *partitions,
         *colocated_starts(evaluator, partitions),
@@ -83,9 +91,13 @@ def _all_starts(problem: Problem, evaluator: Evaluator, seed: int, budget: Budge
     return best
 
 
-def _best_start(problem: Problem, evaluator: Evaluator, seed: int, budget: Budget) -> Solution:
+def _best_start(
+    problem: Problem, evaluator: Evaluator, seed: int, budget: Budget, starts: Sequence[Cells]
+) -> Solution:
     """Climb from the best start; with a time limit shake the best plan and climb again until time is over."""
     best = _nothing(evaluator)
+    for cells in starts:
+        best = _report(best, _valued(evaluator, cells), budget)
     medium = len(problem.cluster.gpus) <= MEDIUM
     for cells in master_starts(problem, evaluator):
         found = _valued(evaluator, cells)

@@ -63,9 +63,11 @@ def schedule(
 
 
 def _hexgen2(problem: Problem, seed: int, budget: Budget) -> tuple[Solution, Evaluator, Extras]:
-    check_fits(Evaluator(problem, best_rate))
-    solution, evaluator = hexgen2.search(problem, seed, budget)
-    return solution, evaluator, Extras(upper_bound=upper_bound(evaluator))
+    evaluator = Evaluator(problem, best_rate)
+    check_fits(evaluator)
+    bound = upper_bound(evaluator)
+    solution, evaluator = hexgen2.search(problem, seed, budget, bound.starts)
+    return solution, evaluator, Extras(upper_bound=bound.value)
 
 
 def _exhaustive(problem: Problem, seed: int, budget: Budget) -> tuple[Solution, Evaluator, Extras]:

@@ -65,7 +65,7 @@ class _Rows:
         self.rows.append((terms, limit))
 
 
-def upper_bound(evaluator: Evaluator) -> float:
+def additive_bound(evaluator: Evaluator) -> float:
     """Requests/s that no plan of the problem exceeds."""
     problem = evaluator.problem
     fine = len(evaluator.topology.counts) <= FINE_NODES

@@ -1,0 +1,29 @@
+"""An upper bound on every plan's objective under the cost model; docs/bound.md proves it."""
+
+from __future__ import annotations
+
+from math import prod
+
+from hexgen2.scheduler.bound.additive import additive_bound
+from hexgen2.scheduler.bound.grid import grid_bound
+from hexgen2.scheduler.bound.groups import count_cuts
+from hexgen2.scheduler.bound.places import Places
+from hexgen2.scheduler.bound.result import Bound
+from hexgen2.scheduler.evaluate import Evaluator
+
+__all__ = ["Bound", "upper_bound"]
+
+CUTS = 120_000
+"""Rows of stage counts up to which every group of a cluster is looked at."""
+CELLS = 30_000
+"""GPU counts by node, so many together, up to which they are."""
+
+
+def upper_bound(evaluator: Evaluator) -> Bound:
+    """Requests/s that no plan of the problem exceeds."""
+    problem, topology = evaluator.problem, evaluator.topology
+    if prod(count + 1 for count in topology.counts) <= CELLS and (
+        count_cuts(problem, Places.of_nodes(topology)) <= CUTS
+    ):
+        return grid_bound(problem, topology)
+    return Bound(additive_bound(evaluator))

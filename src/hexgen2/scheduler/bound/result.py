@@ -1,0 +1,16 @@
+"""What the bound hands back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hexgen2.scheduler.solution import Cell
+
+
+@dataclass(frozen=True)
+class Bound:
+    """``value``: requests/s that no plan exceeds. ``starts``: groups that would serve about as much if the
+    bound were exact, for the search to begin at."""
+
+    value: float
+    starts: tuple[tuple[Cell, ...], ...] = ()
