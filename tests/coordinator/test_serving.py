@@ -64,7 +64,7 @@ async def test_leg_one_drops_what_would_fail_or_generate_more(pair: Stand) -> No
 
 
 UNKNOWN: dict[str, Any] = {
-    "some_new_field": {"deep": [1, 2.5, None, "ü", "\ud83d"]},
+    "some_new_field": {"deep": [1, 2.5, None, "ü", "狐"]},
     "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}],
     "tool_choice": "auto",
     "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object"}}},

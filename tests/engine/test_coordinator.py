@@ -180,6 +180,46 @@ async def test_characters_of_several_tokens_stay_whole(fleet: Fleet, door: Coord
     await ready(door)
 
 
+RUN_ANEW: list[dict[str, Any]] = [
+    {"presence_penalty": 1.5, "frequency_penalty": 0.5},
+    {"structured_outputs": {"regex": "([a-z]{2,8} ){30}"}, "ignore_eos": False},
+    {"echo": True},
+    {"n": 2, "seed": 3, "temperature": 1.0},
+    CHAT | {"logprobs": True, "top_logprobs": 2, "max_completion_tokens": 60},
+]
+
+
+@pytest.mark.parametrize("after", [1, 3, 17])
+@pytest.mark.parametrize("more", RUN_ANEW, ids=["penalties", "regex", "echo", "seeded", "chat-logprobs"])
+async def test_streams_are_run_anew_elsewhere(
+    fleet: Fleet, door: Coordinator, more: dict[str, Any], after: int
+) -> None:
+    """What cannot go on from token ids: the request is run again, and what was sent is passed over."""
+    usage = {"stream_options": {"include_usage": True}}
+    body = more | usage if "messages" in more else completion(PROMPTS[0], 60) | usage | more
+    body.pop("return_token_ids", None)
+    whole = await stream(door, fleet.http, body)
+    broken = door.metrics.replays._value.get()
+    hits: list[str] = []
+    again = await stream(door, fleet.http, body, after, lose_busy_engine(door, hits))
+    assert [event for event in (again[-2], whole[-2]) if event["choices"]] == []
+    assert again[-2]["usage"] == whole[-2]["usage"]
+    for index in range(body.get("n", 1)):
+        assert sums(again, index) == sums(whole, index)
+    if hits and after < 5:
+        assert door.metrics.replays._value.get() > broken
+    await ready(door)
+
+
+def sums(events: list[Any], index: int) -> Any:
+    """What a choice says in all: its text, its tokens' log probabilities (rounded) and how it ends."""
+    found = [c for event in events[:-1] for c in event["choices"] if c["index"] == index]
+    text = "".join(c.get("text") or c.get("delta", {}).get("content") or "" for c in found)
+    content = [entry for c in found for entry in (c.get("logprobs") or {}).get("content") or ()]
+    logprobs = [(entry["token"], round(entry["logprob"], 3)) for entry in content]
+    return text, logprobs, [c["finish_reason"] for c in found if c["finish_reason"]]
+
+
 async def test_an_engine_that_is_killed_loses_no_request(fleet: Fleet, door: Coordinator) -> None:
     """Last in this file: the core of a decode engine is killed under eight streams."""
     body = completion(PROMPTS[1], 200)

@@ -96,6 +96,7 @@ class Splice:
         self, body: Mapping[str, Any], chat: bool, journal: Journal, seam: StopSeam | None = None
     ) -> None:
         options = body.get("stream_options") or {}
+        self._body = body
         self._usage = bool(options.get("include_usage"))
         self._running_usage = self._usage and bool(options.get("continuous_usage_stats"))
         self._chat = chat
@@ -125,14 +126,7 @@ class Splice:
     def end(self) -> bytes:
         """What closes the stream: usage where it was asked for, and `[DONE]`."""
         self.ended = True
-        if not self._usage:
-            return DONE
-        last = self._frame | {"choices": [], "usage": self._used()} | self._fingerprint
-        return _event(last) + DONE
-
-    def _used(self) -> dict[str, int]:
-        prompt, generated = len(self._journal.prompt_ids or ()), len(self._journal.token_ids)
-        return {"prompt_tokens": prompt, "total_tokens": prompt + generated, "completion_tokens": generated}
+        return closing(self._body, self._journal, self._fingerprint)
 
     def _chunk(self, choice: Mapping[str, Any]) -> bytes:
         journal = self._journal
@@ -165,7 +159,7 @@ class Splice:
             }
         body = self._frame | {"choices": [shown]}
         if self._running_usage:
-            body["usage"] = self._used()
+            body["usage"] = _used(self._journal)
         if finish is not None and not self._usage:
             body |= self._fingerprint
         sent = _event(body)
@@ -180,6 +174,20 @@ class Splice:
         offsets = [offset + self._offset for offset in logprobs["text_offset"]]
         self._journal.next_text_offset = offsets[-1] + len(logprobs["tokens"][-1])
         return logprobs | {"text_offset": offsets}
+
+
+def closing(body: Mapping[str, Any], journal: Journal, fingerprint: Mapping[str, Any] | None = None) -> bytes:
+    """What closes a stream whose last token has been sent: usage where it was asked for, and `[DONE]`."""
+    if not (body.get("stream_options") or {}).get("include_usage"):
+        return DONE
+    return _event(journal.frame | {"choices": [], "usage": _used(journal)} | dict(fingerprint or {})) + DONE
+
+
+def _used(journal: Journal) -> dict[str, int]:
+    if journal.record is not None:
+        return journal.record.usage()
+    prompt, generated = len(journal.prompt_ids or ()), len(journal.token_ids)
+    return {"prompt_tokens": prompt, "total_tokens": prompt + generated, "completion_tokens": generated}
 
 
 def _event(body: dict[str, Any]) -> bytes:

@@ -10,6 +10,7 @@ from aiohttp import web
 from hexgen2.coordinator.continuation import Splice
 from hexgen2.coordinator.fleet import Place
 from hexgen2.coordinator.journal import Journal
+from hexgen2.coordinator.replay import Replay
 from hexgen2.coordinator.request import ClientRequest, encode
 from hexgen2.specs.routing import Path
 
@@ -19,7 +20,7 @@ class Exchange:
     """What the client asked for, what engines are asked for, what has been sent, and what was tried.
 
     `sent` is the request that goes to engines: the client's, with token ids asked for where its stream may
-    have to go on elsewhere; after a migration the continuation.
+    have to go on elsewhere; after a migration the continuation, or `first_sent` again where it is run anew.
     """
 
     http: web.Request
@@ -27,7 +28,8 @@ class Exchange:
     journal: Journal
     sent: ClientRequest
     place: Place
-    splice: Splice | None = None
+    first_sent: ClientRequest
+    splice: Splice | Replay | None = None
     failed_paths: list[Path] = field(default_factory=list)
     retries: int = 0
     migrations: int = 0
@@ -43,7 +45,7 @@ class Exchange:
         if journal.asks_for_ids:
             body = request.body | {"return_token_ids": True}
             sent = dataclasses.replace(request, body=body, raw=encode(body))
-        return cls(http, request, journal, sent, place)
+        return cls(http, request, journal, sent, place, sent)
 
     def shown(self, block: bytes) -> bytes:
         """A block of an engine's events as the client is to see it."""
@@ -52,7 +54,7 @@ class Exchange:
     @property
     def generated(self) -> int:
         """Tokens sent in a stream: by their ids, or else by the events."""
-        if self.journal.obstacle is None:
-            return len(self.journal.token_ids)
+        if self.journal.generated is not None:
+            return self.journal.generated
         # Besides the tokens' events a stream has `[DONE]`, and in chat one that only names the role.
         return max(0, self.events - (2 if self.request.chat else 1))

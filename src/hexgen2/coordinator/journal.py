@@ -12,11 +12,13 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from hexgen2.coordinator.stream import event_json, events
+from hexgen2.coordinator.replay import Record, is_repeatable
+from hexgen2.coordinator.stream import IDS, event_json, events, strip_ids
 
-# A quote inside a JSON string is always escaped, so these match JSON's own keys only.
-_IDS = re.compile(rb'"(prompt_token_ids|token_ids)":\s?\[([\d,\s]*)\]')
 _FINISHED = re.compile(rb'"finish_reason":\s?"')
+
+# Blocks within which reasoning shows, if there is to be any.
+_OPENING_BLOCKS = 8
 
 
 def continuation_obstacle(body: Mapping[str, Any], chat: bool) -> str | None:
@@ -71,12 +73,19 @@ def _restricts(response_format: Any) -> bool:
 
 
 class Journal:
-    """The record of one stream."""
+    """The record of one stream. With `record` it goes on elsewhere by running its request anew; without one,
+    and without an obstacle, from its token ids."""
 
     def __init__(self, body: Mapping[str, Any], chat: bool, off: bool = False) -> None:
         self.obstacle = "off" if off else continuation_obstacle(body, chat)
+        repeatable = not off and is_repeatable(body)
+        self.record = Record(body, chat) if repeatable and self.obstacle is not None else None
         self.shows_ids = bool(body.get("return_token_ids"))
-        self.finished = False
+        self._finished = False
+        # Raw, for the case that reasoning turns up: the record must know everything from the beginning.
+        self._opening: list[bytes] | None = [] if chat and repeatable and self.obstacle is None else None
+        self._body = body
+        self._asked = self.asks_for_ids
         self.prompt_ids: list[int] | None = None
         self.token_ids: list[int] = []
         self.text = ""  # generated text that was sent; kept only where stop strings need it
@@ -92,25 +101,56 @@ class Journal:
     @property
     def asks_for_ids(self) -> bool:
         """Whether the engine must be asked for ids that the client did not ask for."""
+        if self.record is not None:
+            return self.record.asks_for_ids
         return self.obstacle is None and not self.shows_ids
+
+    @property
+    def finished(self) -> bool:
+        """Whether only the end of the stream is missing."""
+        return self._finished if self.record is None else self.record.finished
+
+    @finished.setter
+    def finished(self, value: bool) -> None:
+        self._finished = value
+
+    @property
+    def generated(self) -> int | None:
+        """Tokens sent; None where they are not counted."""
+        if self.record is not None:
+            return self.record.generated if self.record.counts else None
+        return len(self.token_ids) if self.obstacle is None else None
 
     def note(self, block: bytes) -> bytes:
         """Write down what a block of an engine's events gives; the block as the client is to see it."""
-        if self.obstacle is not None:
-            return block
-        if not self._first_event:
+        first = not self._first_event
+        if first:
             self._first_event = events(block)[0]
-            if self._echo:
-                echo = json.dumps(self._echo)[1:-1].encode()
-                block = block.replace(b'"text":"', b'"text":"' + echo, 1)
+        if self.record is not None:
+            return self.record.note(block)
+        if self.obstacle is not None:
+            return strip_ids(block) if self._asked else block
+        if first and self._echo:
+            echo = json.dumps(self._echo)[1:-1].encode()
+            block = block.replace(b'"text":"', b'"text":"' + echo, 1)
         if not self.finished and _FINISHED.search(block):
             self.finished = True
         if self._chat and b'"reasoning":"' in block:
             # The engine takes reasoning apart from content; a continuation from ids would not.
             self.obstacle = "reasoning"
+            if self._opening is not None:
+                self.record = Record(self._body, self._chat)
+                for earlier in self._opening:
+                    self.record.note(earlier)
+                self._opening = None
+                return self.record.note(block)
+        if self._opening is not None:
+            self._opening.append(block)
+            if len(self._opening) > _OPENING_BLOCKS:
+                self._opening = None
         if self._keeps_text or self._keeps_offsets:
             self._parse(block)
-        return _IDS.sub(self._take_ids, block)
+        return IDS.sub(self._take_ids, block)
 
     def _take_ids(self, match: re.Match[bytes]) -> bytes:
         ids = [int(number) for number in match[2].split(b",")] if match[2].strip() else []

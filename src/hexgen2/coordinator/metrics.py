@@ -79,6 +79,11 @@ class Metrics:
             "Streams taken up by another engine after theirs was lost",
             registry=self.registry,
         )
+        self.replays = Counter(
+            "hexgen2:replays",
+            "Of these, streams whose request was run anew since their token ids do not say enough",
+            registry=self.registry,
+        )
         self.restarts = Counter(
             "hexgen2:engine_restarts",
             "Times that an engine was started again after it ended",

@@ -9,6 +9,7 @@ from hexgen2.coordinator.calls import EngineClient
 from hexgen2.coordinator.continuation import Splice, continuation_body, stop_strings, tokens_left
 from hexgen2.coordinator.errors import EngineFailure
 from hexgen2.coordinator.exchange import Exchange
+from hexgen2.coordinator.replay import Replay
 from hexgen2.coordinator.request import encode
 from hexgen2.coordinator.seam import StopSeam
 
@@ -24,10 +25,11 @@ class CannotContinue(Exception):
 def obstacle(exchange: Exchange, max_migrations: int) -> str | None:
     """Why a stream that broke cannot go on; None where it can."""
     journal = exchange.journal
-    if journal.obstacle is not None:
-        return journal.obstacle
-    if journal.prompt_ids is None:
-        return "no_prompt_ids"
+    if journal.record is None:
+        if journal.obstacle is not None:
+            return journal.obstacle
+        if journal.prompt_ids is None:
+            return "no_prompt_ids"
     if exchange.migrations >= max_migrations:
         return "too_many_migrations"
     return None
@@ -38,6 +40,10 @@ async def prepare(exchange: Exchange, client: EngineClient, target: str, within_
     otherwise.
     """
     request, journal = exchange.request, exchange.journal
+    if journal.record is not None:
+        exchange.sent = exchange.first_sent
+        exchange.splice = Replay(journal.record, journal.frame)
+        return
     left = tokens_left(request.body, request.chat, journal, client.fleet.engines[target].max_model_len)
     if left is None or left < 1:
         raise CannotContinue("unknown_length" if left is None else "no_tokens_left")

@@ -13,12 +13,13 @@ from aiohttp import web
 from hexgen2.coordinator import legs, migration
 from hexgen2.coordinator.calls import EngineCall, EngineClient
 from hexgen2.coordinator.config import CoordinatorConfig
-from hexgen2.coordinator.continuation import Splice
+from hexgen2.coordinator.continuation import closing
 from hexgen2.coordinator.errors import ApiError, ClientGone, EngineFailure, internal, no_path, took_too_long
 from hexgen2.coordinator.exchange import Exchange
 from hexgen2.coordinator.fleet import Place, Want
 from hexgen2.coordinator.metrics import Metrics
 from hexgen2.coordinator.prefixes import prefix_blocks
+from hexgen2.coordinator.replay import Differs
 from hexgen2.coordinator.request import REQUEST_ID, ClientRequest, encode
 from hexgen2.coordinator.sizes import SizeEstimator
 from hexgen2.coordinator.stream import completion_tokens, finished_with_error, prompt_tokens
@@ -99,9 +100,10 @@ class Proxy:
                     )
                 self._metrics.routed.labels(path.prefill or "", path.target).inc()
                 return await self._attempt(exchange, path)
-            except migration.CannotContinue as reason:
+            except (migration.CannotContinue, Differs) as reason:
                 assert lost is not None, "only a stream that was lost is taken up"
-                return await self._break_off(exchange, lost, str(reason))
+                differs = isinstance(reason, Differs)
+                return await self._break_off(exchange, lost, "replay_differs" if differs else str(reason))
             except EngineFailure as failure:
                 lost = failure
                 self._count(failure, path)
@@ -146,8 +148,9 @@ class Proxy:
             return "no_engine"
         exchange.migrations += 1
         self._metrics.migrations.inc()
-        done = len(exchange.journal.token_ids)
-        log.info("the stream goes on at %s after %d tokens", path, done)
+        if exchange.journal.record is not None:
+            self._metrics.replays.inc()
+        log.info("the stream goes on at %s after %d tokens", path, exchange.generated)
         return path
 
     async def _wait_for_path(self, exchange: Exchange) -> Path | None:
@@ -160,8 +163,7 @@ class Proxy:
     async def _finish(self, exchange: Exchange) -> web.StreamResponse:
         """Close a stream whose last token was sent before its engine was lost."""
         assert exchange.response is not None
-        request = exchange.request
-        await self._send(exchange.response, Splice(request.body, request.chat, exchange.journal).end())
+        await self._send(exchange.response, closing(exchange.request.body, exchange.journal))
         await exchange.response.write_eof()
         return exchange.response
 

@@ -88,6 +88,7 @@ class Evaluator:
         self._options: dict[tuple[Signature, Role], tuple[Option, ...]] = {}
         self._rules: dict[tuple[Signature, Role], Option | None] = {}
         self._chosen: dict[tuple[Members, Role], Option | None] = {}
+        self._others: dict[tuple[Template, Role], Option | None] = {}
         self._loads: dict[tuple[Template, Template], Loads] = {}
         self._tokens = float(problem.lengths.inputs.mean())
 
@@ -126,9 +127,24 @@ class Evaluator:
     def layout(self, members: Members, role: Role, template: Template | None) -> Option | None:
         """The option with the given layout, or the rule's choice when that is None."""
         chosen = self.choose(members, role)
-        if template is None or chosen is None or chosen.template == template:
+        if template is None or (chosen is not None and chosen.template == template):
             return chosen
-        return next((option for option in self.allowed(members, role) if option.template == template), None)
+        listed = (option for option in self.allowed(members, role) if option.template == template)
+        return next(listed, None) or self._unlisted(role, template)
+
+    def _unlisted(self, role: Role, template: Template) -> Option | None:
+        """A layout that is not among those of this load: a group that runs was laid out for another."""
+        key = (template, role)
+        if key not in self._others:
+            chain = [stage.members for stage in template]
+            links = self.topology.link_class
+            upstream = [NO_LINK, *(int(links[a[0][0], b[0][0]]) for a, b in pairwise(chain))]
+            kinds = [self.values.kind(part) for part in chain]
+            layout = self._candidate(chain, kinds, [stage.layers for stage in template], upstream)
+            option = self._option(role, layout) if layout.valued.max_tokens > 0 else None
+            usable = option is not None and option.rps > 0 and option.forbidden is None
+            self._others[key] = option if usable else None
+        return self._others[key]
 
     def route(self, source: Option, target: Option) -> float:
         """Requests/s that the route could carry if it had the network to itself; 0 when a rule forbids it."""
