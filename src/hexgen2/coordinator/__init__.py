@@ -4,6 +4,7 @@ from hexgen2.coordinator.auth import ApiKeys
 from hexgen2.coordinator.config import CoordinatorConfig, EngineEndpoint, Limits, RouteShare, Timeouts
 from hexgen2.coordinator.kv_totals import KvTotals, kv_transfer_totals
 from hexgen2.coordinator.service import Coordinator
+from hexgen2.coordinator.traffic import Listener, Served
 
 __all__ = [
     "ApiKeys",
@@ -12,7 +13,9 @@ __all__ = [
     "EngineEndpoint",
     "KvTotals",
     "Limits",
+    "Listener",
     "RouteShare",
+    "Served",
     "Timeouts",
     "kv_transfer_totals",
 ]

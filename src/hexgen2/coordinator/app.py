@@ -127,6 +127,8 @@ class Api:
         if self.draining:
             raise errors.shutting_down()
         self._enter()
+        if self.metrics.listener is not None:
+            self.metrics.listener.arrived()
         status, id_ = "cancelled", request_id(http.headers)
         marked = current_request.set(id_)
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -28,7 +29,8 @@ class Engine:
     what other engines work on that may still be fetching a KV cache from it.
 
     `placed` is what is bound for it or runs there: requests that it answers count from before their first leg,
-    long prompts for more than one; at a prefill engine `in_flight` says the same.
+    long prompts for more than one; at a prefill engine `in_flight` says the same. `held` counts the requests
+    that cannot do without it: all it answers, and those whose KV cache it computes until that is fetched.
     """
 
     endpoint: EngineEndpoint
@@ -42,14 +44,33 @@ class Engine:
     missed_polls: int = 0
     heard_at: float = 0.0  # event-loop time at which an answer's bytes last came
     max_model_len: int | None = None
+    held: int = 0
+    retired: bool = False  # it gets no new requests
     calls: set[Call] = field(default_factory=set)
     feeding: set[Call] = field(default_factory=set)
     down_since: float | None = None  # monotonic; None while it is up, and before it first was
     lives: int = 0  # how often it has gone down: what it held in memory belongs to one life
     gate: Gate = field(init=False)
+    free: asyncio.Event = field(default_factory=asyncio.Event)  # set while nothing holds it
 
     def __post_init__(self) -> None:
         self.gate = Gate(self.batch, lambda: not self.kv_is_full)
+        self.free.set()
+
+    def become(self, endpoint: EngineEndpoint) -> None:
+        """Take another role, share or batch; what runs on it goes on."""
+        self.endpoint, self.retired = endpoint, False
+        self.gate.limit = self.batch
+        self.gate.refill()
+
+    def hold(self) -> None:
+        self.held += 1
+        self.free.clear()
+
+    def release(self) -> None:
+        self.held -= 1
+        if not self.held:
+            self.free.set()
 
     @property
     def id(self) -> str:

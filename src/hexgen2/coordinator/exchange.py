@@ -37,6 +37,8 @@ class Exchange:
     first_token_at: float | None = None
     last_token_at: float | None = None
     events: int = 0
+    prompt_tokens: int | None = None
+    answer_tokens: int | None = None  # of an answer that is no stream
 
     @classmethod
     def begin(cls, http: web.Request, request: ClientRequest, place: Place, migrate: bool) -> Exchange:

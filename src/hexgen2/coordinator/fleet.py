@@ -46,13 +46,20 @@ class Place:
         self._fleet = fleet
         # A long prompt must not wait for an empty engine.
         self._most = weight
-        self._taken = 0.0
         self._take()
 
     def _take(self) -> None:
-        engine = self._fleet.engines[self.path.target]
-        self._taken = min(self._most, max(1.0, engine.places / 4))
-        engine.placed += self._taken
+        self._target = self._fleet.engines[self.path.target]
+        self._taken = min(self._most, max(1.0, self._target.places / 4))
+        self._target.placed += self._taken
+        self._held = [self._fleet.engines[group] for group in self.path.groups]
+        for engine in self._held:
+            engine.hold()
+
+    def fetched(self) -> None:
+        """The answer has begun: the engine that computed the prompt is not needed any more."""
+        while len(self._held) > 1:
+            self._held.pop(0).release()
 
     def move(self, path: Path) -> None:
         """Go to another path; nobody waits for a place in the middle of a request."""
@@ -61,11 +68,13 @@ class Place:
         self._take()
 
     def leave(self) -> None:
-        engine = self._fleet.engines[self.path.target]
-        engine.placed -= self._taken
-        if engine.placed < 1e-6:
-            engine.placed = 0.0  # sums of thirds must not leave a rest
+        self._target.placed -= self._taken
+        if self._target.placed < 1e-6:
+            self._target.placed = 0.0  # sums of thirds must not leave a rest
         self._taken = 0.0
+        for engine in self._held:
+            engine.release()
+        self._held = []
 
 
 class Fleet:
@@ -73,13 +82,39 @@ class Fleet:
 
     def __init__(self, config: CoordinatorConfig) -> None:
         limits = config.limits
-        self.engines = {
-            endpoint.group_id: Engine(endpoint, limits.capacity_factor, limits.kv_full)
-            for endpoint in config.engines
-        }
+        self.engines: dict[str, Engine] = {}
+        self.breakers: dict[str, Breaker] = {}
+        self._path_breakers: dict[Path, Breaker] = {}
+        self._breaker = BreakerSettings(
+            limits.breaker_failures, limits.breaker_open_s, limits.breaker_max_open_s
+        )
+        self._prefers = limits.affinity_slack > 0
+        self._came_up = asyncio.Event()
         self.prefixes = PrefixIndex(self.engines)
         self.on_change: Callable[[], None] = lambda: None
         """Called when places may have come free, or engines have come or gone."""
+        self.update(config)
+
+    def update(self, config: CoordinatorConfig) -> None:
+        """Choose by this config from now on. Engines that it does not name are retired: they get nothing new,
+        and `forget` drops them. ValueError where an engine has another address than before.
+        """
+        limits = config.limits
+        named = {endpoint.group_id for endpoint in config.engines}
+        for endpoint in config.engines:
+            known = self.engines.get(endpoint.group_id)
+            if known is not None and known.endpoint.url != endpoint.url:
+                raise ValueError(f"engine {endpoint.group_id} is at {known.endpoint.url}; name a new one anew")
+        for endpoint in config.engines:
+            known = self.engines.get(endpoint.group_id)
+            if known is None:
+                self.engines[endpoint.group_id] = Engine(endpoint, limits.capacity_factor, limits.kv_full)
+                self.breakers[endpoint.group_id] = Breaker(self._breaker)
+            else:
+                known.become(endpoint)
+        for group, engine in self.engines.items():
+            if group not in named:
+                engine.retired = True
         colocated = [
             Path(None, e.group_id, e.share, e.class_shares) for e in config.engines if e.role == "colocated"
         ]
@@ -87,18 +122,23 @@ class Fleet:
         by_decode: dict[str, float] = {}
         for route in config.routes:
             by_decode[route.decode] = by_decode.get(route.decode, 0.0) + route.share
-        self._came_up = asyncio.Event()
-        settings = BreakerSettings(limits.breaker_failures, limits.breaker_open_s, limits.breaker_max_open_s)
-        self.breakers = {group: Breaker(settings) for group in self.engines}
         bounds = (limits.load_correction, limits.affinity_slack)
-        self._prefers = limits.affinity_slack > 0
         self.planned = ClassRouter([*pairs, *colocated], bounds[0], config.classes, bounds[1])
         self._whole = SmoothRouter(colocated, *bounds)
         self._decode_alone = SmoothRouter(
             [Path(None, group, share) for group, share in by_decode.items()], *bounds
         )
         routers = (self.planned, self._whole, self._decode_alone)
-        self._path_breakers = {path: Breaker(settings) for router in routers for path in router.paths}
+        for path in {path for router in routers for path in router.paths}:
+            self._path_breakers.setdefault(path, Breaker(self._breaker))
+        self.on_change()
+
+    def forget(self, group: str) -> None:
+        """Drop a retired engine."""
+        assert self.engines[group].retired, "the plan still names it"
+        del self.engines[group], self.breakers[group]
+        for path in [path for path in self._path_breakers if group in path.groups]:
+            del self._path_breakers[path]
 
     # Choice
 
@@ -162,12 +202,15 @@ class Fleet:
 
     def any_engine(self) -> Engine | None:
         """The least busy engine that is up, for questions that any of them can answer."""
-        return min((e for e in self.engines.values() if e.up), key=lambda e: e.in_flight, default=None)
+        known = (engine for engine in self.engines.values() if engine.up and not engine.retired)
+        return min(known, key=lambda engine: engine.in_flight, default=None)
 
     # Outcomes
 
     def _breakers_of(self, path: Path) -> list[Breaker]:
-        return [self.breakers[group] for group in path.groups] + [self._path_breakers[path]]
+        # A request may outlive an engine that was on its path: one that is gone has no breaker.
+        found = [self.breakers.get(group) for group in path.groups] + [self._path_breakers.get(path)]
+        return [breaker for breaker in found if breaker is not None]
 
     def succeeded(self, path: Path) -> None:
         """A request went well along a path: whoever was on trial has passed."""
@@ -179,10 +222,10 @@ class Fleet:
         if failure.kind == "http_5xx" and path.prefill is not None and failure.group_id == path.target:
             # It may be that the KV cache could not be fetched, through no fault of the decode engine's: a dead
             # prefill engine must not take the whole fleet of decode engines with it.
-            breaker = self._path_breakers[path]
+            breaker = self._path_breakers.get(path)
         else:
-            breaker = self.breakers[failure.group_id]
-        if breaker.failed(time.monotonic()):
+            breaker = self.breakers.get(failure.group_id)
+        if breaker is not None and breaker.failed(time.monotonic()):
             log.warning("%s failed repeatedly and is left alone for a while: %s", path, failure.detail)
 
     def forgive(self, group: str) -> None:
@@ -204,7 +247,9 @@ class Fleet:
     @property
     def full(self) -> bool:
         """Whether no engine that answers has a free place, some being up."""
-        answering = [e for e in self.engines.values() if e.up and e.endpoint.role != "prefill"]
+        answering = [
+            e for e in self.engines.values() if e.up and not e.retired and e.endpoint.role != "prefill"
+        ]
         return bool(answering) and all(engine.full for engine in answering)
 
     def mark_up(self, engine: Engine) -> None:

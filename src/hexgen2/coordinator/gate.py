@@ -25,7 +25,7 @@ class Gate:
     """
 
     def __init__(self, limit: int, is_open: Callable[[], bool] = lambda: True) -> None:
-        self._limit = limit
+        self.limit = limit
         self._is_open = is_open
         self._waiting: list[_Waiting] = []
         self._numbers = itertools.count()
@@ -48,7 +48,7 @@ class Gate:
     def refill(self) -> None:
         """Let in who waits, as far as there is room. The first is let in whatever `is_open` says: with nobody
         inside it could not change."""
-        while self._waiting and self.inside < self._limit and (self.inside == 0 or self._is_open()):
+        while self._waiting and self.inside < self.limit and (self.inside == 0 or self._is_open()):
             turn = heapq.heappop(self._waiting).turn
             if not turn.done():
                 self.inside += 1
@@ -62,7 +62,7 @@ class Gate:
                 one.turn.set_exception(error())
 
     async def _enter(self, priority: int) -> None:
-        if not self._waiting and self.inside < self._limit and (self.inside == 0 or self._is_open()):
+        if not self._waiting and self.inside < self.limit and (self.inside == 0 or self._is_open()):
             self.inside += 1
             return
         one = _Waiting(priority, next(self._numbers), asyncio.get_running_loop().create_future())

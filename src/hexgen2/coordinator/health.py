@@ -39,25 +39,32 @@ class HealthWatch:
         self._timeouts = config.timeouts
         self._unhealthy_after = config.limits.unhealthy_after
         self._client = client
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks: dict[Engine, asyncio.Task[None]] = {}
 
     async def start(self) -> None:
         """Poll every engine once, then go on in the background."""
-        engines = self._client.fleet.engines.values()
-        await asyncio.gather(*map(self.poll, engines))
-        self._tasks = [
-            asyncio.create_task(self._watch(engine), name=f"health-{engine.id}") for engine in engines
-        ]
+        await asyncio.gather(*map(self.poll, self._client.fleet.engines.values()))
+        self.follow()
+
+    def follow(self) -> None:
+        """Watch the engines that the fleet has now, and no others."""
+        known = set(self._client.fleet.engines.values())
+        for engine in known.difference(self._tasks):
+            self._tasks[engine] = asyncio.create_task(self._watch(engine), name=f"health-{engine.id}")
+        for engine in set(self._tasks).difference(known):
+            self._tasks.pop(engine).cancel()
 
     async def stop(self) -> None:
-        for task in self._tasks:
+        for task in self._tasks.values():
             task.cancel()
-        for task in self._tasks:
+        for task in self._tasks.values():
             with contextlib.suppress(asyncio.CancelledError):
                 await task
-        self._tasks = []
+        self._tasks = {}
 
     async def _watch(self, engine: Engine) -> None:
+        if not engine.up:
+            await self.poll(engine)
         while True:
             await asyncio.sleep(self._timeouts.health_interval_s)
             await self.poll(engine)

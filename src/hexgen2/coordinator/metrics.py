@@ -11,6 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from hexgen2.coordinator.admission import Admission
 from hexgen2.coordinator.fleet import Fleet
 from hexgen2.coordinator.kv_totals import KvTotals
+from hexgen2.coordinator.traffic import Listener
 
 _TTFT_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0)
 _TPOT_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.5)
@@ -23,6 +24,7 @@ class Metrics:
     """All of a coordinator's metrics, in a registry of its own so that several can live in one process."""
 
     def __init__(self, fleet: Fleet, admission: Admission) -> None:
+        self.listener: Listener | None = None
         self.registry = CollectorRegistry()
         self.ttft = self._histogram(
             "time_to_first_token_seconds",

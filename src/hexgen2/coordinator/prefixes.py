@@ -92,7 +92,8 @@ class PrefixIndex:
         for place, block in enumerate(blocks):
             going = False
             for group, life in self._seen.get(block, {}).items():
-                if depths.get(group, 0) == place and self._engines[group].lives == life:
+                engine = self._engines.get(group)
+                if depths.get(group, 0) == place and engine is not None and engine.lives == life:
                     depths[group] = place + 1
                     going = True
             if not going:

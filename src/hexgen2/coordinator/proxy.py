@@ -23,6 +23,7 @@ from hexgen2.coordinator.replay import Differs
 from hexgen2.coordinator.request import REQUEST_ID, ClientRequest, encode
 from hexgen2.coordinator.sizes import SizeEstimator
 from hexgen2.coordinator.stream import completion_tokens, finished_with_error, prompt_tokens
+from hexgen2.coordinator.traffic import Served
 from hexgen2.specs.classes import RequestSize
 from hexgen2.specs.routing import Path
 
@@ -39,8 +40,7 @@ class Proxy:
         self._client = client
         self._fleet = client.fleet
         self._metrics = metrics
-        # Without classes nobody asks how long a prompt is.
-        self._sizes = SizeEstimator() if config.classes else None
+        self._sizes = SizeEstimator()
 
     def want(self, request: ClientRequest) -> Want:
         """What a request asks of the fleet."""
@@ -55,7 +55,8 @@ class Proxy:
         )
 
     def _size(self, request: ClientRequest) -> RequestSize:
-        return self._sizes.size(request) if self._sizes else RequestSize()
+        # Without classes nobody asks how long a prompt is.
+        return self._sizes.size(request) if self._config.classes else RequestSize()
 
     async def serve(self, http: web.Request, request: ClientRequest, place: Place) -> web.StreamResponse:
         """Answer a request that has a place; ApiError where it cannot be and nothing has been sent yet."""
@@ -169,7 +170,8 @@ class Proxy:
 
     def _count(self, failure: EngineFailure, path: Path) -> None:
         self._fleet.failed(failure, path)
-        role = self._fleet.engines[failure.group_id].endpoint.role
+        engine = self._fleet.engines.get(failure.group_id)
+        role = "retired" if engine is None else engine.endpoint.role
         self._metrics.failures.labels(failure.group_id, role, failure.kind).inc()
 
     async def _break_off(self, exchange: Exchange, failure: EngineFailure, reason: str) -> web.StreamResponse:
@@ -193,9 +195,9 @@ class Proxy:
 
     def _second_body(self, request: ClientRequest, handoff: legs.Handoff) -> bytes:
         """Leg 2's body, with the KV cache as long as that can be trusted; EngineFailure where it is lost."""
-        engine = self._fleet.engines[handoff.prefill]
-        if engine.lives != handoff.life or not engine.up:
-            raise EngineFailure("down", engine.id, "it went down before its KV cache was fetched")
+        engine = self._fleet.engines.get(handoff.prefill)
+        if engine is None or engine.lives != handoff.life or not engine.up:
+            raise EngineFailure("down", handoff.prefill, "it went down before its KV cache was fetched")
         reason = None
         if handoff.kv is None:
             reason = "none_offered"
@@ -256,9 +258,9 @@ class Proxy:
         return refusal
 
     def _answer(self, exchange: Exchange, path: Path, call: EngineCall, content: bytes) -> web.Response:
-        self._metrics.output_tokens.inc(completion_tokens(content) or 0)
-        if self._sizes:
-            self._sizes.observe(exchange.request, prompt_tokens(content))
+        exchange.prompt_tokens = prompt_tokens(content)
+        exchange.answer_tokens = completion_tokens(content) or 0
+        self._metrics.output_tokens.inc(exchange.answer_tokens)
         headers = {"Content-Type": call.content_type, **self._report(exchange, path)}
         return web.Response(status=200, body=content, headers=headers)
 
@@ -272,6 +274,7 @@ class Proxy:
         within = timeouts.first_byte_s
         while (block := await call.next_block(within)) is not None:
             within = timeouts.idle_s
+            exchange.place.fetched()
             exchange.last_token_at = time.perf_counter()
             exchange.events += block.count(b"\n\n")
             shown = exchange.shown(block)
@@ -283,8 +286,8 @@ class Proxy:
             if exchange.splice is not None and exchange.splice.ended and not call.done:
                 break  # a stop string was found across the seam: what the engine still generates is not wanted
         assert exchange.response is not None, "a stream ends after its first block"
-        if self._sizes and exchange.journal.prompt_ids:
-            self._sizes.observe(exchange.request, len(exchange.journal.prompt_ids))
+        if exchange.journal.prompt_ids:
+            exchange.prompt_tokens = len(exchange.journal.prompt_ids)
         await exchange.response.write_eof()
         return exchange.response
 
@@ -309,8 +312,22 @@ class Proxy:
         labels = (call.engine.id, call.engine.endpoint.role)
         self._metrics.leg_seconds.labels(*labels).observe(time.perf_counter() - began)
 
+    def _tell_listener(self, exchange: Exchange, path: Path) -> None:
+        """Lengths for whoever watches the load, and for the estimates of request sizes."""
+        listener = self._metrics.listener
+        if listener is None and not self._config.classes:
+            return
+        self._sizes.observe(exchange.request, exchange.prompt_tokens)
+        read: float | None = exchange.prompt_tokens
+        if read is None:
+            read = self._sizes.size(exchange.request).prompt_tokens
+        if listener is not None and read is not None:
+            written = exchange.generated if exchange.answer_tokens is None else exchange.answer_tokens
+            listener.served(Served(path, round(read), written))
+
     def _observe_request(self, exchange: Exchange, path: Path) -> None:
         self._fleet.succeeded(path)
+        self._tell_listener(exchange, path)
         labels = (path.target, self._fleet.engines[path.target].endpoint.role)
         arrived = exchange.request.arrived
         self._metrics.e2e.labels(*labels).observe(time.perf_counter() - arrived)

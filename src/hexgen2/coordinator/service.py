@@ -23,6 +23,9 @@ from hexgen2.specs.errors import InputError
 
 log = logging.getLogger(__name__)
 
+# How long requests may take to leave an engine that is declared down.
+_LAST_S = 5.0
+
 
 class Coordinator:
     """The front door of a plan, to be embedded in an event loop:
@@ -72,6 +75,37 @@ class Coordinator:
         engine = self.fleet.engines[group_id]
         self.metrics.restarts.labels(group_id, engine.endpoint.role).inc()
         self.fleet.forgive(group_id)
+
+    def update(self, config: CoordinatorConfig) -> None:
+        """Serve by another config from now on: other shares, roles, engines or routes; time-outs, limits and
+        names stay. Requests under way go on where they are.
+
+        Engines that it does not name get no new requests; `retire` waits for those that they have.
+        """
+        self.config = self.config.model_copy(
+            update={"engines": config.engines, "routes": config.routes, "classes": config.classes}
+        )
+        self.fleet.update(self.config)
+        if self._api is not None:
+            self._health.follow()
+
+    async def retire(self, group_id: str, within_s: float) -> bool:
+        """Wait until an engine that the config does not name any more has nothing to do, then drop it; whether
+        it came to that. After ``within_s`` its streams are taken up by other engines."""
+        engine = self.fleet.engines[group_id]
+        try:
+            async with asyncio.timeout(within_s):
+                await engine.free.wait()
+            return True
+        except TimeoutError:
+            self.fleet.mark_down(engine, "it is taken out of service", silent=True)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_LAST_S):
+                    await engine.free.wait()
+            return False
+        finally:
+            self.fleet.forget(group_id)
+            self._health.follow()
 
     def silent_for(self, group_id: str) -> float:
         """For how many seconds an engine has been down; 0 while it is up."""
