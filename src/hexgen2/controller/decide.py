@@ -33,7 +33,8 @@ class Policy:
     ``restart_s``: from ending a group to its successor's first answer. ``min_serving``: part of what runs that
     must go on serving while groups are started. ``grace_s``: how long a group may be down before it is lost.
     ``settle_s``, ``settle_loss``: a change is judged after that time, and taken back where it serves this part
-    less than before; its like is not tried again for ``refuse_s``.
+    less than before; its like is not tried again for ``refuse_s``. ``look_s``: pause between two looks at the
+    remedies while none is worth it. ``drain_s``: how long a group that ends may go on with what it has.
     """
 
     horizon_s: float = 1800.0
@@ -45,10 +46,12 @@ class Policy:
     cooldown_s: float = 120.0
     headroom: float = 0.9
     min_serving: float = 0.5
-    grace_s: float = 5.0
+    grace_s: float = 3.0
     settle_s: float = 60.0
     settle_loss: float = 0.05
     refuse_s: float = 3600.0
+    look_s: float = 30.0
+    drain_s: float = 30.0
 
     def demand(self, observed: Observation) -> Demand:
         """What is asked for, with the headroom; without bound where requests wait already."""
@@ -79,8 +82,13 @@ class Memory:
     times: int = 0
     changed_s: float = -math.inf
     routed: frozenset[str] | None = None
+    looked_s: float = -math.inf
     trial: Trial | None = None
     refused: tuple[tuple[Signature, float], ...] = ()
+
+    def urgent(self, observed: Observation) -> bool:
+        """Whether engines came or went since the routes were made."""
+        return self.routed is not None and observed.fleet.up != self.routed
 
 
 @dataclass(frozen=True)
@@ -109,9 +117,11 @@ class Decision:
 
 
 def needs_look(policy: Policy, memory: Memory, observed: Observation, now_rps: float) -> str | None:
-    """Why the remedies are worth working out; None where all is well."""
-    if _urgent(memory, observed):
+    """Why the remedies are to be worked out now; None where all is well, or it was looked lately."""
+    if memory.urgent(observed):
         return "engines came or went"
+    if memory.wanted == "keep" and observed.at_s - memory.looked_s < policy.look_s:
+        return None
     asked = policy.demand(observed).rps
     if asked > now_rps:
         return "requests wait" if math.isinf(asked) else f"{asked:.3g} requests/s are more than {now_rps:.3g}"
@@ -140,7 +150,8 @@ def decide(policy: Policy, memory: Memory, observed: Observation, found: Assessm
     """The remedy to take now, if any. The memory is the one to hand to the next call; whoever takes the remedy
     tells so with `changed`."""
     demand, now_s = found.demand, observed.at_s
-    urgent = _urgent(memory, observed)
+    memory = replace(memory, looked_s=now_s)
+    urgent = memory.urgent(observed)
     allowed = [one for one in found.candidates if not _refused(memory, one, now_s)]
     worthwhile = [one for one in allowed if _gain(found, one) >= _least(policy, one, urgent)]
     numbers = _numbers(found, observed)
@@ -166,13 +177,15 @@ def changed(
     """The memory after a remedy was taken; ``up``: the groups that its routes were made for."""
     trial = Trial(before, observed.completed_rps, observed.saturated, now_s, signature_of(chosen))
     # New routes alone are on no trial: they are worked out anew with the next look. Nor is the answer to a
-    # loss: what was served before it can be no measure.
-    tried = chosen.remedy != "routes" and not _urgent(memory, observed)
+    # loss: what was served before it can be no measure, and more may have to be done soon.
+    urgent = memory.urgent(observed)
+    tried = chosen.remedy != "routes" and not urgent
     return replace(
         memory,
         wanted="keep",
         times=0,
-        changed_s=now_s,
+        changed_s=memory.changed_s if urgent else now_s,
+        looked_s=-math.inf,
         routed=frozenset(up),
         trial=trial if tried else None,
     )
@@ -181,11 +194,6 @@ def changed(
 def signature_of(chosen: Candidate) -> Signature:
     """What tells a change apart from others: the groups and their roles after it."""
     return frozenset((seat.id, seat.role) for seat in chosen.seats)
-
-
-def _urgent(memory: Memory, observed: Observation) -> bool:
-    """Whether engines came or went since the routes were made."""
-    return memory.routed is not None and observed.fleet.up != memory.routed
 
 
 def _gain(found: Assessment, one: Candidate) -> float:

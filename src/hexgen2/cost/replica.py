@@ -96,8 +96,9 @@ class CostModel:
         if isinstance(lengths, Moments):
             return lengths
         found = self._moments.get(id(lengths))
-        if found is None:
-            # The lengths are kept beside the result, so that their id stays theirs.
+        if found is None or found[0] is not lengths:
+            # The lengths are kept beside the result, so that their id stays theirs (but for a copy in another
+            # process, which has other ids).
             found = self._moments[id(lengths)] = (lengths, Moments.of(lengths))
         return found[1]
 

@@ -1,6 +1,6 @@
 """From a plan to running processes: compile it to process specs, then launch those."""
 
-from hexgen2.deploy.compile import compile_plan
+from hexgen2.deploy.compile import compile_plan, coordinator_config
 from hexgen2.deploy.environment import check_engine
 from hexgen2.deploy.launcher import EngineFailed, Launcher, ProcessExit, Progress, ProgressCallback
 from hexgen2.deploy.local import LocalLauncher
@@ -29,6 +29,7 @@ __all__ = [
     "Supervisor",
     "check_engine",
     "compile_plan",
+    "coordinator_config",
     "counted_ports",
     "free_ports",
     "require_free",

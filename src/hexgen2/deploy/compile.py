@@ -3,6 +3,7 @@ config."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from hexgen2.coordinator.config import CoordinatorConfig, EngineEndpoint, RouteShare
@@ -112,28 +113,37 @@ def _processes(context: EngineContext, group: Group, site: Site, ports: PortSour
 
 
 def _coordinator(context: EngineContext, processes: tuple[ProcessSpec, ...]) -> CoordinatorConfig:
-    heads = {process.group_id: process for process in processes if process.rank == 0}
+    urls = {
+        process.group_id: _url(process.host, process.ports["http"])
+        for process in processes
+        if process.rank == 0
+    }
+    return coordinator_config(context.plan, urls, context.served_names)
+
+
+def coordinator_config(plan: Plan, urls: Mapping[str, str], served_names: tuple[str, ...]) -> CoordinatorConfig:
+    """What the coordinator must know of a plan whose groups answer at ``urls``."""
     return CoordinatorConfig(
-        served_model_names=context.served_names,
+        served_model_names=served_names,
         engines=tuple(
             EngineEndpoint(
                 group_id=group.id,
                 role=group.role,
-                url=_url(heads[group.id].host, heads[group.id].ports["http"]),
+                url=urls[group.id],
                 share=group.share,
                 max_batch=group.max_batch,
                 class_shares=group.class_shares if group.role == "colocated" else {},
             )
-            for group in context.plan.groups
+            for group in plan.groups
         ),
         routes=tuple(
             RouteShare(
                 prefill=route.source, decode=route.target, share=route.share, class_shares=route.class_shares
             )
-            for route in context.plan.routes
+            for route in plan.routes
             if route.share > 0 or any(route.class_shares.values())
         ),
-        classes=context.plan.classes,
+        classes=plan.classes,
     )
 
 
