@@ -199,6 +199,15 @@ def test_mla_and_fp8_caches() -> None:
     assert flag(process, "--kv-cache-dtype") == "fp8"
 
 
+def test_latent_attention_is_not_disaggregated_on_cpu() -> None:
+    """vLLM's kernel there answers with other tokens, and says nothing."""
+    devices = cluster(("a", "cpu-1c", 2))
+    mla = MODEL.model_copy(update={"mla": {"kv_lora_rank": 1}})
+    apart = [group("p0", "prefill", (["a/0"], 8)), group("d0", "decode", (["a/1"], 8))]
+    with pytest.raises(InputError, match="latent attention on CPU"):
+        compiled(plan(devices, apart, ("p0", "d0", 1.0)), model=mla)
+
+
 def test_cpu_engines_get_their_settings() -> None:
     deployment = compiled(
         plan(

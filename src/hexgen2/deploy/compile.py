@@ -41,12 +41,20 @@ def compile_plan(
         raise InputError(source, "model", f"there are no weights for {plan.model!r}", "give a model directory")
     _check_layers(plan, model, source)
     site = site or HostSite(plan.cluster, used_nodes(plan))
+    agreed = numerics.agree(plan, model, options, source)
     transfer = kv_transfer.choose(plan, options, source)
+    if transfer is not None and agreed.vendor == "cpu" and model.mla is not None:
+        raise InputError(
+            source,
+            "routes",
+            f"vLLM's latent attention on CPU cannot go on from a KV cache from elsewhere ({model.name})",
+            "plan with colocated groups alone (--solver colocated)",
+        )
     context = EngineContext(
         plan=plan,
         model=model,
         served_names=_served_names(plan, model),
-        numerics=numerics.agree(plan, model, options, source),
+        numerics=agreed,
         transfer=transfer,
         options=options,
         source=source,

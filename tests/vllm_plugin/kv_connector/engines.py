@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,28 +38,49 @@ def layout(text: str) -> Layout:
     return Layout(SERVER, ("--layout", text))
 
 
+def connected(
+    name: str,
+    text: str,
+    log: Path,
+    *more: str,
+    model: Path | None = None,
+    policy: str = "fail",
+    port: int | None = None,
+    **settings: Any,
+) -> AbstractContextManager[Engine]:
+    """An engine with the connector, not ready yet; `settings` are the connector's."""
+    chosen = layout(text)
+    transfer = {
+        "kv_connector": CONNECTOR_NAME,
+        "kv_connector_module_path": CONNECTOR_MODULE,
+        "kv_role": "kv_both",
+        "engine_id": name,
+        "kv_load_failure_policy": policy,
+        "kv_connector_extra_config": {"host": "127.0.0.1", **settings},
+    }
+    arguments = (*chosen.arguments, "--kv-transfer-config", json.dumps(transfer), *more)
+    return engine(chosen.command, model or tiny_llama(), log, *arguments, port=port)
+
+
 @contextmanager
 def engines(
-    folder: Path, names: dict[str, str], *more: str, policy: dict[str, str] | None = None, **settings: Any
+    folder: Path,
+    names: dict[str, str],
+    *more: str,
+    policy: dict[str, str] | None = None,
+    model: Path | None = None,
+    **settings: Any,
 ) -> Iterator[dict[str, Engine]]:
-    """Engines by name, all ready; `names` maps a name to a layout, `settings` are the connector's."""
+    """Engines by name, all ready; `names` maps a name to a layout."""
     with ExitStack() as stack:
         running = {}
         for name, text in names.items():
-            chosen = layout(text)
-            transfer = {
-                "kv_connector": CONNECTOR_NAME,
-                "kv_connector_module_path": CONNECTOR_MODULE,
-                "kv_role": "kv_both",
-                "engine_id": name,
-                "kv_load_failure_policy": (policy or {}).get(name, "fail"),
-                "kv_connector_extra_config": {"host": "127.0.0.1", **settings},
-            }
-            arguments = (*chosen.arguments, "--kv-transfer-config", json.dumps(transfer), *more)
+            on_failure = (policy or {}).get(name, "fail")
             log = folder / f"{name}.log"
-            running[name] = stack.enter_context(engine(chosen.command, tiny_llama(), log, *arguments))
-        for started in running.values():
-            started.wait_ready()
+            started = connected(name, text, log, *more, model=model, policy=on_failure, **settings)
+            running[name] = stack.enter_context(started)
+        for one in running.values():
+            one.wait_ready()
         yield running
 
 
@@ -97,9 +118,11 @@ def two_legs(prefill: Engine, decode: Engine, prompt: list[int], tokens: int) ->
     return token_ids(leg_two(decode, prompt, leg_one(prefill, prompt), tokens))
 
 
-def all_two_legs(prefill: Engine, decode: Engine, tokens: int) -> list[list[int]]:
-    """The standard prompts, all at once."""
-    with ThreadPoolExecutor() as pool:
+def all_two_legs(
+    prefill: Engine, decode: Engine, tokens: int, *, at_once: int | None = None
+) -> list[list[int]]:
+    """The standard prompts, all at once or `at_once` of them."""
+    with ThreadPoolExecutor(at_once) as pool:
         return list(pool.map(lambda prompt: two_legs(prefill, decode, prompt, tokens), prompts()))
 
 
