@@ -33,6 +33,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--shadow", action="store_true", help="plan again with one more GPU of each type: what would it add?"
     )
+    parser.add_argument(
+        "--trace", metavar="FILE", help="write how the search went here (JSON), for `explain --html`"
+    )
     parser.add_argument("-o", "--output", metavar="PLAN", help="write the plan here (JSON)")
     output.add_json(parser)
     parser.set_defaults(run=run)
@@ -41,25 +44,35 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(args: argparse.Namespace) -> int:
     from hexgen2.cli.planning import load_problem
     from hexgen2.report import print_plan
+    from hexgen2.report.page import TracePoint, trace_document
     from hexgen2.scheduler import schedule
+    from hexgen2.scheduler.problem import Progress
 
     problem = load_problem(args)
     console = output.progress_console()
+    steps: list[Progress] = []
     with console.status("planning") as status:
+
+        def watch(step: Progress) -> None:
+            steps.append(step)
+            status.update(f"{step.phase}: {step.value:.4g} requests/s after {step.seconds:.0f} s")
+
         plan = schedule(
             problem,
             solver=args.solver,
             seed=args.seed,
             time_limit_s=args.time_limit,
-            progress=lambda step: status.update(
-                f"{step.phase}: {step.value:.4g} requests/s after {step.seconds:.0f} s"
-            ),
+            progress=watch,
             clock=time.monotonic,
             shadow=args.shadow,
         )
     if args.output:
         output.write_json(args.output, plan.document())
         console.print(f"plan written to {args.output}")
+    if args.trace:
+        points = [TracePoint(seconds=step.seconds, phase=step.phase, value=step.value) for step in steps]
+        output.write_json(args.trace, trace_document(points, plan.wall_s))
+        console.print(f"trace written to {args.trace}")
     if args.json:
         output.print_json(plan.document())
     else:

@@ -34,6 +34,12 @@ def layout_words(plan: Plan, group: Group) -> str:
     return " → ".join(parts)
 
 
+def gpus_words(plan: Plan, group: Group) -> str:
+    """A group's GPUs by type, shortly: '2×H100 + 1×L40'."""
+    kinds = Counter(plan.cluster.gpu_by_id[gpu].type.name.split("-")[0] for gpu in group.gpus)
+    return " + ".join(f"{number}×{kind}" for kind, number in kinds.items())
+
+
 def alike(plan: Plan) -> list[list[Group]]:
     """Groups of one role, layout, rate and load together, in the plan's order."""
     found: dict[tuple[str, ...], list[Group]] = {}

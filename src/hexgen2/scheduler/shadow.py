@@ -14,6 +14,7 @@ from hexgen2.scheduler.evaluate import Evaluator, best_rate
 from hexgen2.scheduler.hexgen2 import moves_from, search
 from hexgen2.scheduler.moves import Cells
 from hexgen2.scheduler.problem import Budget, Problem
+from hexgen2.scheduler.reasons import MOST_ROUTES
 from hexgen2.scheduler.refine import climb
 from hexgen2.scheduler.routes import RouteProgram, RouteShares, best_shares
 from hexgen2.scheduler.settle import IDLE, Settled, resource_name
@@ -66,8 +67,13 @@ def marginal(cluster: Cluster, solution: Solution, settled: Settled, names: Name
 def faster_links(
     cluster: Cluster, evaluator: Evaluator, solution: Solution, settled: Settled, names: Names
 ) -> tuple[ShadowPrice, ...]:
-    """What the same groups would serve if one scarce link, NIC or port were twice as fast."""
+    """What the same groups would serve if one scarce link, NIC or port were twice as fast.
+
+    Nothing for more than `MOST_ROUTES` routes.
+    """
     best = settled.best
+    if solution.flow.network.routes.size > MOST_ROUTES:
+        return ()
     scarce = sorted(best.resource_price, key=lambda name: -best.resource_price[name])[:RESOLVED]
     scarce = [name for name in scarce if best.resource_price[name] > 1e-6 * settled.value]
     if not scarce:
