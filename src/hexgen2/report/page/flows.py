@@ -102,12 +102,12 @@ def _drawn(plan: Plan, box: Box) -> Markup:
         element("rect", x=box.x, y=box.y, width=BOX, height=box.height, rx=5),
         element(
             "text",
-            shortened(f"{ids_words(box.groups)} · {box.share:.0%}", BOX - 12, 12.5),
+            shortened(f"{ids_words(box.groups)} · {box.share:.0%}", BOX - 14, 13.5),
             x=box.x + 8,
             y=middle - 4,
             class_="name",
         ),
-        element("text", shortened(gpus, BOX - 12, 11.5), x=box.x + 8, y=middle + 12),
+        element("text", shortened(gpus, BOX - 14, 11.5), x=box.x + 8, y=middle + 12),
         class_=f"box {first.role}",
     )
 

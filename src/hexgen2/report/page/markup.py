@@ -62,9 +62,15 @@ def style_text() -> str:
 
 
 def shortened(text: str, width: float, size: float) -> str:
-    """The text, cut with an ellipsis where it is wider than ``width`` at a font size."""
-    most = int(width / (size * CHARACTER))
-    return text if len(text) <= most else text[: max(1, most - 1)] + "…"
+    """The text, with an ellipsis in its middle where it is wider than ``width`` at a font size.
+
+    Both ends stay, since names often differ in their last characters.
+    """
+    most = max(3, int(width / (size * CHARACTER)))
+    if len(text) <= most:
+        return text
+    tail = (most - 1) // 2
+    return f"{text[: most - 1 - tail]}…{text[-tail:]}"
 
 
 def _figure(value: object) -> str:

@@ -17,9 +17,11 @@ from hexgen2.specs.plan import Group, LinkLoad, Plan, Role
 WIDTH, BOX = 380.0, 138.0
 SQUARE, ROW = 11.0, 8
 """Side of a GPU's square with its gap, and squares in a row."""
-HEAD = 20.0
-"""Height of a node's name."""
-GAP, EDGE = 22.0, 3.0
+HEAD = 34.0
+"""Height of a node's name and its GPUs' type."""
+NAME, TEXT = 13.5, 11.5
+"""Sizes of a name (bold, so counted larger than it is) and of other text."""
+GAP, EDGE = 18.0, 3.0
 WIDEST, THINNEST = 12.0, 1.2
 FEW_LINKS = 12
 """Links that may be as wide as that; more are thinner."""
@@ -131,7 +133,7 @@ def _placed(plan: Plan, nodes: Sequence[str]) -> tuple[dict[str, Place], float]:
     places: dict[str, Place] = {}
     for name in nodes:
         side = name in left
-        height = HEAD + SQUARE * -(-counts[name] // ROW) + 18
+        height = HEAD + SQUARE * -(-counts[name] // ROW) + 12
         places[name] = Place(EDGE if side else WIDTH - BOX - EDGE, bottoms[side], height, side)
         bottoms[side] += height + GAP
     return places, max(bottoms.values()) - GAP + EDGE
@@ -241,13 +243,12 @@ def _node(plan: Plan, name: str, place: Place, roles: dict[str, Role]) -> Markup
         )
         for index in range(node.count)
     ]
-    words = shortened(f"{node.count}×{node.gpu.split('-')[0]}", 58, 11.5)
-    title = shortened(name, BOX - 20 - 6.9 * len(words), 13.5)
+    room = BOX - 16
     return element(
         "g",
         element("rect", x=place.x, y=place.y, width=BOX, height=place.height, rx=5),
-        element("text", title, x=place.x + 8, y=place.y + 16, class_="name"),
-        element("text", words, x=place.x + BOX - 8, y=place.y + 16, text_anchor="end"),
+        element("text", shortened(name, room, NAME), x=place.x + 8, y=place.y + 16, class_="name"),
+        element("text", shortened(f"{node.count}×{node.gpu}", room, TEXT), x=place.x + 8, y=place.y + 30),
         *squares,
         class_="node",
     )
