@@ -7,8 +7,10 @@ from math import prod
 from hexgen2.scheduler.bound.additive import additive_bound
 from hexgen2.scheduler.bound.grid import grid_bound
 from hexgen2.scheduler.bound.groups import count_cuts
+from hexgen2.scheduler.bound.linear import linear_bound
 from hexgen2.scheduler.bound.places import Places
 from hexgen2.scheduler.bound.result import Bound
+from hexgen2.scheduler.columns import Kinds
 from hexgen2.scheduler.evaluate import Evaluator
 
 __all__ = ["Bound", "upper_bound"]
@@ -26,4 +28,6 @@ def upper_bound(evaluator: Evaluator) -> Bound:
         count_cuts(problem, Places.of_nodes(topology)) <= CUTS
     ):
         return grid_bound(problem, topology)
+    if problem.engine.uniform_tp:
+        return Bound(linear_bound(problem, Places.of_kinds(Kinds(topology))))
     return Bound(additive_bound(evaluator))

@@ -62,6 +62,11 @@ class Places:
         """[a][b]: the best link from a node of place b to another node of place a; None where there is none."""
         return tuple(tuple(self._between(a, b) for b in range(len(self))) for a in range(len(self)))
 
+    def halves(self, slot: tuple[int, int]) -> int:
+        """2 for a stage (place, GPUs) that takes more than half of a node, 1 for half a node, else 0."""
+        place, tp = slot
+        return int(2 * tp >= self.width[place]) + int(2 * tp > self.width[place])
+
     def _between(self, a: int, b: int) -> Link | None:
         pairs = np.ix_(self.nodes[a], self.nodes[b])
         bandwidth, latency = self.topology.bandwidth[pairs], self.topology.latency[pairs]

@@ -1,0 +1,20 @@
+"""Columns of the linear program over groups."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Groups: GPUs by kind ``cells`` (V, K), requests/s ``rates`` (V,), and ``halves`` (V, K): 2 for each stage
+    inside a node that takes more than half of it, 1 for one that takes half."""
+
+    cells: FloatArray
+    rates: FloatArray
+    halves: FloatArray
