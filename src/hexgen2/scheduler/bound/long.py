@@ -69,7 +69,7 @@ class LongPipelines:
                     yield slot, rate, row, 0.0 if row < 0 else -self._spare(slot, low)
 
     def _batches(self) -> Iterator[tuple[float, float]]:
-        """(lower, upper] ends of sequences per stage; up to one asks for no memory: there may be none in some."""
+        """(lower, upper] ends of sequences per stage; up to one asks for no memory: some may have none."""
         if self.role == "prefill":
             yield 0.0, 1.0
             return
