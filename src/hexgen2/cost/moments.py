@@ -5,8 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hexgen2.specs.workload import Lengths
+
+POINTS = 32
+FEW_POINTS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +21,9 @@ class Moments:
     for o steps, with a context of i + j at step j, so long answers weigh more: E[o·i + o·(o+1)/2] / E[o].
     ``context_std`` is the standard deviation of the same. Example: one class with i = 100, o = 3 has contexts
     101, 102, 103: mean 102, standard deviation √(2/3).
+
+    ``prompts`` and ``answers`` stand for the two distributions of lengths: the sorted lengths cut into at most
+    `POINTS` (`FEW_POINTS`) equal parts, and the mean of each.
     """
 
     input: float
@@ -26,6 +33,8 @@ class Moments:
     context_std: float
     longest_input: int
     longest: int
+    prompts: tuple[float, ...] = ()
+    answers: tuple[float, ...] = ()
 
     @staticmethod
     def of(lengths: Lengths) -> Moments:
@@ -47,4 +56,11 @@ class Moments:
             context_std=max(0.0, context_sq - context * context) ** 0.5,
             longest_input=int(lengths.inputs.max()),
             longest=int((lengths.inputs + lengths.outputs).max()),
+            prompts=_points(i, POINTS),
+            answers=_points(o, FEW_POINTS),
         )
+
+
+def _points(lengths: NDArray[np.float64], count: int) -> tuple[float, ...]:
+    parts = np.array_split(np.sort(lengths), min(count, len(lengths)))
+    return tuple(float(part.mean()) for part in parts)

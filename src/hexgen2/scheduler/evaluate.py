@@ -6,11 +6,16 @@ is asked once per signature and the result is put on the nodes at hand.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import pairwise, permutations
+from math import inf
+
+import numpy as np
 
 from hexgen2.cost import transfer
+from hexgen2.cost.capacity import decode_cycle
+from hexgen2.cost.goodput import ATTAINMENT, LINK_LOAD, After, PromptQueue, handover, prefill_goodput
 from hexgen2.cost.layout import PlacedStage, Placement
 from hexgen2.scheduler.engines import EngineProfile
 from hexgen2.scheduler.layouts import StageTemplate, Template, chains, layer_splits, valid_tps
@@ -25,15 +30,19 @@ Rule = Callable[[Sequence["Option"]], "Option"]
 Signature = tuple[object, ...]
 POLISHED = 8
 """Chains of stages of a group, the best in a role, whose layers are moved about in a thorough search."""
+TRIED = 8
+"""Layouts of a group whose rate within latency targets is worked out in a quick search."""
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
     """A layout of a group in a role and what it is worth.
 
-    ``rps``: requests/s. ``latency_s``: for prefill the time of one mean request alone, for decode and colocated
-    groups the time per output token at ``max_batch`` sequences. ``forbidden``: the engine rule that keeps the
-    layout out, None when the engine can run it.
+    ``rps``: requests/s, under goodput those within the targets (a prefill group's if nothing followed the
+    prefill; what follows depends on the route). ``latency_s``: for prefill the time of one mean request alone,
+    for decode and colocated groups the time per output token at ``max_batch`` sequences. ``forbidden``: the
+    engine rule that keeps the layout out, None when the engine can run it. ``queue``: a prefill group's, under
+    goodput.
     """
 
     role: Role
@@ -42,6 +51,7 @@ class Option:
     max_batch: int
     latency_s: float
     forbidden: str | None = None
+    queue: PromptQueue | None = field(default=None, compare=False, repr=False)
 
     @property
     def tps(self) -> tuple[int, ...]:
@@ -91,6 +101,8 @@ class Evaluator:
         self._others: dict[tuple[Template, Role], Option | None] = {}
         self._loads: dict[tuple[Template, Template], Loads] = {}
         self._tokens = float(problem.lengths.inputs.mean())
+        self.targets = problem.targets
+        self._after: dict[tuple[PromptQueue, After], float] = {}
 
     def under(self, engine: EngineProfile) -> Evaluator:
         """The same problem for another engine; what layouts cost is not worked out again."""
@@ -156,6 +168,8 @@ class Evaluator:
         """Seconds that one mean request's KV cache keeps each resource on its way busy.
 
         Resources are those of `cost.transfer`, but ("gpu_out", k) is the source group's k-th GPU in rank order.
+        Under goodput they may be loaded to `LINK_LOAD` only, and ("prompts",) is the source group's queue, of
+        which a request takes the more the later its cache arrives on this route.
         """
         key = (source.template, target.template)
         known = self._loads.get(key)
@@ -164,11 +178,27 @@ class Evaluator:
             bytes_by_pair = transfer.kv_loads(self.problem.model, first, second, self._tokens)
             rank = {gpu: k for k, gpu in enumerate(gpu for stage in first for gpu in stage.gpus)}
             shared = transfer.resources(self.problem.cluster, bytes_by_pair)
-            known = self._loads[key] = tuple(
+            known = tuple(
                 (("gpu_out", rank[int(name[1])]) if name[0] == "gpu_out" else name, size / self._capacity(name))
                 for name, size in shared.items()
             )
+            if self.targets is not None:
+                known = self._in_time(source, target, known)
+            self._loads[key] = known
         return known
+
+    def _in_time(self, source: Option, target: Option, loads: Loads) -> Loads:
+        """A route's loads when links are to have room and the first token is to come in time."""
+        assert self.targets is not None
+        assert source.queue is not None, "prefill options have one under goodput"
+        transfer_s = max(seconds for _, seconds in loads)
+        after = handover(transfer_s, self._tokens, target.latency_s)
+        rate = self._after.get((source.queue, after))
+        if rate is None:
+            rate = prefill_goodput(source.queue, source.rps, self.targets.ttft_s, after)
+            self._after[source.queue, after] = rate
+        slower = tuple((name, seconds / LINK_LOAD) for name, seconds in loads)
+        return (*slower, (("prompts",), 1 / rate if rate > 0 else inf))
 
     def _capacity(self, resource: transfer.Resource) -> float:
         """`cost.transfer.capacity` from the topology's tables."""
@@ -205,15 +235,77 @@ class Evaluator:
                 self._layouts[key] = self._value(members, nodes)
             layouts = self._layouts[key]
             scored = [(self._option(role, layout), layout) for layout in layouts]
-            found = [option for option, _ in scored if option.rps > 0]
+            found = [(option, layout) for option, layout in scored if option.rps > 0]
             if self.thorough:
                 found += [self._polished(role, layout) for layout in _best_chains(scored) if layout.kinds[1:]]
-            known = self._options[key, role] = tuple(found)
+            known = tuple(option for option, _ in found) if self.targets is None else tuple(self._timely(found))
+            self._options[key, role] = known
         return known
 
-    def _polished(self, role: Role, layout: Candidate) -> Option:
+    def _timely(self, found: Sequence[tuple[Option, Candidate]]) -> Iterator[Option]:
+        """The options at their rates within the targets.
+
+        Where the highest rate wins, the most promising come first, those that cannot win are left out, and
+        unless the search is thorough only `TRIED` are looked at: waiting takes long to work out.
+        """
+        winner = self.rule is best_rate
+        best = {True: 0.0, False: 0.0}
+        tried = {True: 0, False: 0}
+        for option, layout in sorted(found, key=lambda pair: -self._promise(pair[0])):
+            allowed = option.forbidden is None
+            if winner and (option.rps <= best[allowed] or (tried[allowed] == TRIED and not self.thorough)):
+                continue
+            tried[allowed] += 1
+            timely = self._waiting(option, layout, best[allowed] if winner else 0.0)
+            if timely.rps > 0:
+                best[allowed] = max(best[allowed], timely.rps)
+                yield timely
+
+    def _promise(self, option: Option) -> float:
+        """Roughly the rate within the targets, for the order in which layouts are looked at.
+
+        With exponential times 95% of the requests are through within t at a rate of 1/service − 3/t; service
+        times vary less, which halves the wait.
+        """
+        assert self.targets is not None
+        if option.role != "prefill":
+            return option.rps
+        left = self.targets.ttft_s - option.latency_s
+        return option.rps - 1.5 / left if left > 0 else -1 / option.rps
+
+    def _waiting(self, option: Option, layout: Candidate, above: float) -> Option:
+        """The option with waiting counted; at no rate where that would not be above the given one."""
+        targets, values, valued = self.targets, self.values, layout.valued
+        assert targets is not None
+        if option.role == "prefill":
+            queue = values.prompt_queue(valued, values.prefill(valued))
+            rps = prefill_goodput(queue, option.rps, targets.ttft_s, above=above)
+            return replace(option, rps=rps, queue=queue)
+        if option.role == "decode":
+            decode = values.decode(valued, targets.tpot_s)
+            return replace(option, rps=values.decode_goodput(valued, decode, above))
+        shared = values.colocated(valued, targets.tpot_s)
+        return replace(option, rps=values.colocated_goodput(valued, shared, targets, above))
+
+    def fastest(self, members: Members) -> tuple[float, float]:
+        """(seconds in which the stated part of all prompts is computed, seconds per token) of a group that has
+        one request at a time: the least over its layouts, infinite where there are none."""
+        key, nodes = self._signature(members)
+        first = steady = inf
+        if key not in self._layouts:
+            self._layouts[key] = self._value(members, nodes)
+        for layout in self._layouts[key]:
+            valued = layout.valued
+            prefill = self.values.prefill(valued)
+            if prefill.rps > 0:
+                alone = self.values.prompt_queue(valued, prefill).alone_s
+                first = min(first, float(np.quantile(alone, ATTAINMENT)))
+                steady = min(steady, decode_cycle(valued.costs, 1, self.values.moments.context))
+        return first, steady
+
+    def _polished(self, role: Role, layout: Candidate) -> tuple[Option, Candidate]:
         """The option after moving single layers between stages while that raises its rate."""
-        best = self._option(role, layout)
+        best, best_layout = self._option(role, layout), layout
         split = [stage.layers for stage in layout.template]
         improved = True
         while improved:
@@ -223,13 +315,14 @@ class Evaluator:
                     continue
                 split[giver] -= 1
                 split[taker] += 1
-                option = self._option(role, self._candidate(layout.chain, layout.kinds, split, layout.upstream))
+                moved = self._candidate(layout.chain, layout.kinds, split, layout.upstream)
+                option = self._option(role, moved)
                 if option.rps > best.rps * (1 + 1e-12):
-                    best, improved = option, True
+                    best, best_layout, improved = option, moved, True
                 else:
                     split[giver] += 1
                     split[taker] -= 1
-        return best
+        return best, best_layout
 
     def _candidate(
         self,
@@ -263,7 +356,7 @@ class Evaluator:
     def _option(self, role: Role, layout: Candidate) -> Option:
         problem, template, valued = self.problem, layout.template, layout.valued
         forbidden = _forbidden(problem.engine, role, template)
-        tpot = problem.slo.tpot_s if problem.objective == "goodput" else None
+        tpot = None if self.targets is None else self.targets.tpot_s
         if role == "prefill":
             prefill = self.values.prefill(valued)
             batch = max(1, prefill.max_batch)

@@ -10,14 +10,15 @@ kept. Branches whose optimistic completion is no better than the best plan so fa
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import permutations, product
 
 import numpy as np
 from scipy.optimize import linprog
 
-from hexgen2.cost import transfer
-from hexgen2.cost.layout import PlacedStage, Placement, shape
+from hexgen2.cost import goodput, transfer
+from hexgen2.cost.goodput import PromptQueue, Targets
+from hexgen2.cost.layout import Layout, PlacedStage, Placement, shape
 from hexgen2.scheduler.problem import Budget, Problem
 from hexgen2.specs.errors import InputError
 from hexgen2.specs.plan import Role
@@ -39,6 +40,7 @@ class Choice:
     rps: float
     max_batch: int
     latency_s: float
+    queue: PromptQueue | None = field(default=None, compare=False, repr=False)
 
     @property
     def tps(self) -> tuple[int, ...]:
@@ -147,7 +149,7 @@ class _Search:
         """Requests/s over the routes, all sharing links, NICs and ports: one linear program."""
         prefill = [place for place, choice in enumerate(choices) if choice.role == "prefill"]
         decode = [place for place, choice in enumerate(choices) if choice.role == "decode"]
-        problem = self.problem
+        problem, targets = self.problem, self.problem.targets
         pairs = [
             (i, j)
             for i in prefill
@@ -160,12 +162,19 @@ class _Search:
         tokens = float(problem.lengths.inputs.mean())
         rows: dict[object, dict[int, float]] = {}
         for column, (i, j) in enumerate(pairs):
-            rows.setdefault(("group", i), {})[column] = 1 / choices[i].rps
             rows.setdefault(("group", j), {})[column] = 1 / choices[j].rps
             loads = transfer.kv_loads(problem.model, placements[i], placements[j], tokens)
+            room = 1.0 if targets is None else goodput.LINK_LOAD
+            longest = 0.0
             for resource, size in transfer.resources(problem.cluster, loads).items():
                 seconds = size / transfer.capacity(problem.cluster, resource)
-                rows.setdefault(resource, {})[column] = seconds
+                longest = max(longest, seconds)
+                rows.setdefault(resource, {})[column] = seconds / room
+            rate, queue = choices[i].rps, choices[i].queue
+            if targets is not None and queue is not None:
+                after = goodput.handover(longest, tokens, choices[j].latency_s)
+                rate = max(1e-9 * rate, goodput.prefill_goodput(queue, rate, targets.ttft_s, after))
+            rows.setdefault(("group", i), {})[column] = 1 / rate
         scale = max(choice.rps for choice in choices)
         matrix = np.zeros((len(rows), len(pairs)))
         for place, row in enumerate(rows.values()):
@@ -215,22 +224,47 @@ def _choices(problem: Problem, vector: Vector, role: Role) -> tuple[Choice, ...]
                 placement.append(PlacedStage(tuple(gpus), layer, count))
                 layer += count
             layout = shape(problem.cluster, tuple(placement))
-            tpot = problem.slo.tpot_s if problem.objective == "goodput" else None
-            if role == "prefill":
-                prefill = problem.cost.prefill_capacity(layout, problem.lengths)
-                rps, batch, latency = prefill.rps, prefill.batch_requests, prefill.latency_s
-            elif role == "decode":
-                decode = problem.cost.decode_capacity(layout, problem.lengths, tpot)
-                rps, batch, latency = decode.rps, decode.max_batch, decode.tpot_s
-            else:
-                both = problem.cost.colocated_capacity(layout, problem.lengths, tpot)
-                rps, batch, latency = both.rps, both.max_batch, both.tpot_s
             stages = tuple(zip(chain, layers, strict=True))
-            choice = Choice(vector, role, stages, rps, max(1, batch), latency)
+            choice = _rated(problem, layout, Choice(vector, role, stages, 0.0, 1, 0.0))
             key = _footprint(problem, choice)
-            if rps > 0 and (key not in kept or rps > kept[key].rps):
+            best = kept[key].rps if key in kept else 0.0
+            if choice.rps > best and problem.targets is not None:
+                choice = _timely(problem, problem.targets, layout, choice)
+            if choice.rps > best:
                 kept[key] = choice
     return tuple(sorted(kept.values(), key=lambda choice: -choice.rps))
+
+
+def _rated(problem: Problem, layout: Layout, choice: Choice) -> Choice:
+    """The choice with its rate, without waiting."""
+    cost, lengths = problem.cost, problem.lengths
+    tpot = None if problem.targets is None else problem.targets.tpot_s
+    if choice.role == "prefill":
+        prefill = cost.prefill_capacity(layout, lengths)
+        return replace(
+            choice, rps=prefill.rps, max_batch=max(1, prefill.batch_requests), latency_s=prefill.latency_s
+        )
+    found = (
+        cost.decode_capacity(layout, lengths, tpot)
+        if choice.role == "decode"
+        else cost.colocated_capacity(layout, lengths, tpot)
+    )
+    return replace(choice, rps=found.rps, max_batch=max(1, found.max_batch), latency_s=found.tpot_s)
+
+
+def _timely(problem: Problem, targets: Targets, layout: Layout, choice: Choice) -> Choice:
+    """The choice at its rate within latency targets."""
+    cost, moments = problem.cost, problem.cost.moments(problem.lengths)
+    costs, settings = cost.compiled(layout).costs, problem.cost.settings
+    if choice.role == "prefill":
+        batch = cost.prefill_capacity(layout, moments).batch_requests
+        queue = goodput.prompt_queue(costs, moments, batch, settings)
+        return replace(choice, rps=goodput.prefill_goodput(queue, choice.rps, targets.ttft_s), queue=queue)
+    if choice.role == "decode":
+        decode = cost.decode_capacity(layout, moments, targets.tpot_s)
+        return replace(choice, rps=goodput.decode_goodput(decode, costs, moments))
+    both = cost.colocated_capacity(layout, moments, targets.tpot_s)
+    return replace(choice, rps=goodput.colocated_goodput(both, costs, moments, settings, targets))
 
 
 def _footprint(problem: Problem, choice: Choice) -> object:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from math import ceil, floor, inf, log10
+
+from hexgen2.cost.goodput import ATTAINMENT
+from hexgen2.scheduler.columns import Kinds, part_lists
 from hexgen2.scheduler.evaluate import Evaluator
 from hexgen2.scheduler.layouts import layout_of, templates
 from hexgen2.scheduler.problem import Problem
@@ -59,6 +63,9 @@ def _does_not_fit(evaluator: Evaluator, missing: float) -> InputError:
 def no_disaggregation(evaluator: Evaluator) -> InputError:
     """Why there is no plan with at least one prefill and one decode group."""
     problem = evaluator.problem
+    late = out_of_reach(evaluator)
+    if late is not None:
+        return late
     usable = evaluator.topology.memory_of(evaluator.topology.everything)
     usable *= problem.cost.settings.memory_utilisation
     need = need_bytes(problem)
@@ -78,12 +85,60 @@ def no_disaggregation(evaluator: Evaluator) -> InputError:
     )
 
 
+def out_of_reach(evaluator: Evaluator) -> InputError | None:
+    """Which latency target no group meets even with one request at a time, and what the fastest reaches; None
+    where there are no targets or no group at all."""
+    targets = evaluator.targets
+    if targets is None:
+        return None
+    kinds = Kinds(evaluator.topology)
+    groups = [kinds.best_nodes(parts) for parts in part_lists(evaluator, kinds)]
+    reached = [evaluator.fastest(members) for members in groups if members is not None]
+    first = min((seconds for seconds, _ in reached), default=inf)
+    steady = min((seconds for _, seconds in reached), default=inf)
+    if steady == inf:
+        return None
+    if steady > targets.tpot_s:
+        return InputError(
+            "--slo-tpot",
+            "",
+            f"no group gives a token every {targets.tpot_s:g} s: the fastest, alone with one request, "
+            f"takes {steady:.3g} s",
+            f"ask for at least {_rounded_up(steady):g}, or add faster GPUs",
+        )
+    if first > targets.ttft_s:
+        return InputError(
+            "--slo-ttft",
+            "",
+            f"no group computes {ATTAINMENT:.0%} of the prompts in {targets.ttft_s:g} s: the fastest, alone "
+            f"with one request, takes {first:.3g} s",
+            f"ask for at least {_rounded_up(first):g}, or add faster GPUs",
+        )
+    return InputError(
+        "--slo-ttft",
+        "",
+        f"{targets.ttft_s:g} s to the first token and {targets.tpot_s:g} s a token are not met together by any "
+        f"plan that the solver may make (singly the fastest groups reach {first:.3g} s and {steady:.3g} s): "
+        "prompts hold up decoding on one group, KV caches take time between two",
+        "ask for less",
+    )
+
+
+def _rounded_up(seconds: float) -> float:
+    """To two digits."""
+    unit = 10.0 ** (floor(log10(seconds)) - 1)
+    return round(ceil(seconds / unit) * unit, 9)
+
+
 def no_plan(evaluator: Evaluator) -> InputError:
     """Why there is no plan at all although one replica's bytes would fit into all memory together."""
     problem = evaluator.problem
     missing = missing_bytes(evaluator)
     if missing > 0:
         return _does_not_fit(evaluator, missing)
+    late = out_of_reach(evaluator)
+    if late is not None:
+        return late
     return InputError(
         problem.place,
         "nodes",

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from hexgen2.cost.goodput import DEFAULT_TPOT_S, DEFAULT_TTFT_S, Targets
 from hexgen2.cost.replica import CostModel
 from hexgen2.scheduler.engines import EngineProfile
 from hexgen2.specs.cluster import Cluster
@@ -40,6 +41,13 @@ class Problem:
     @property
     def model(self) -> Model:
         return self.cost.model
+
+    @property
+    def targets(self) -> Targets | None:
+        """The latency targets that goodput counts, defaults where none are given; None for throughput."""
+        if self.objective != "goodput":
+            return None
+        return Targets(self.slo.ttft_s or DEFAULT_TTFT_S, self.slo.tpot_s or DEFAULT_TPOT_S)
 
     @property
     def place(self) -> str:

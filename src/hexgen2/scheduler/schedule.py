@@ -16,7 +16,7 @@ from hexgen2.scheduler.problem import Budget, Clock, Problem, ProgressCallback
 from hexgen2.scheduler.solution import Cell, Solution, assemble
 from hexgen2.scheduler.topology import canonical
 from hexgen2.specs.errors import InputError
-from hexgen2.specs.plan import Plan
+from hexgen2.specs.plan import Plan, Slo
 
 Solver = Callable[[Problem, int, Budget], tuple[Solution, Evaluator, Extras]]
 Search = Callable[[Problem, Evaluator, int, Budget], Solution]
@@ -46,6 +46,10 @@ def schedule(
         ) from None
     if len(problem.lengths) == 0:
         raise InputError(problem.workload, "", "the workload has no requests", "give one with at least one")
+    notes = default_targets(problem)
+    targets = problem.targets
+    if targets is not None:
+        problem = replace(problem, slo=Slo(ttft_s=targets.ttft_s, tpot_s=targets.tpot_s))
     budget = Budget(clock, time_limit_s, progress)
     sorted_problem = replace(problem, cluster=canonical(problem.cluster))
     solution, evaluator, extras = run(sorted_problem, seed, budget)
@@ -56,10 +60,25 @@ def schedule(
         solution,
         solver=solver,
         seed=seed,
-        extras=extras,
+        extras=replace(extras, notes=(*extras.notes, *notes)),
         shadow=shadow,
     )
     return plan.model_copy(update={"wall_s": budget.spent_s})
+
+
+def default_targets(problem: Problem) -> tuple[str, ...]:
+    """What to tell of latency targets that goodput needs and nobody gave."""
+    targets = problem.targets
+    if targets is None:
+        return ()
+    found: list[str] = []
+    for option, given, taken in (
+        ("--slo-ttft", problem.slo.ttft_s, targets.ttft_s),
+        ("--slo-tpot", problem.slo.tpot_s, targets.tpot_s),
+    ):
+        if given is None:
+            found.append(f"no {option} was given: {taken:g} s was taken, MLPerf Inference's for Llama 2 70B")
+    return tuple(found)
 
 
 def _hexgen2(problem: Problem, seed: int, budget: Budget) -> tuple[Solution, Evaluator, Extras]:
@@ -84,7 +103,9 @@ def _exhaustive(problem: Problem, seed: int, budget: Budget) -> tuple[Solution, 
         )
         members = tuple((node, count) for node, count in enumerate(choice.vector) if count)
         cells.append(Cell(members, choice.role, template))
-        options.append(Option(choice.role, template, choice.rps, choice.max_batch, choice.latency_s))
+        options.append(
+            Option(choice.role, template, choice.rps, choice.max_batch, choice.latency_s, queue=choice.queue)
+        )
     return assemble(evaluator, cells, options), evaluator, Extras(upper_bound=best.value)
 
 

@@ -99,5 +99,7 @@ def resource_name(cluster: Cluster, resource: Hashable, prefill: Sequence[str]) 
         return f"link {cluster.nodes[where[0]].name}→{cluster.nodes[where[1]].name}"
     if kind == "gpu_out":
         return f"port of GPU {where[1]} of {prefill[where[0]]}"
+    if kind == "prompts":
+        return f"queue of prefill group {where[0]} (time to first token)"
     direction = "outgoing" if kind == "nic_out" else "incoming"
     return f"NIC of {cluster.nodes[where[0]].name} ({direction})"

@@ -153,6 +153,6 @@ def route_program(evaluator: Evaluator, solution: Solution) -> RouteProgram:
 
 
 def _of_group(resource: Hashable, group: int) -> Hashable:
-    """A GPU's port is the sending group's own; links and NICs are everyone's."""
+    """A GPU's port and the queue of prompts are the sending group's own; links and NICs are everyone's."""
     assert isinstance(resource, tuple)
-    return ("gpu_out", group, resource[1]) if resource[0] == "gpu_out" else resource
+    return (resource[0], group, *resource[1:]) if resource[0] in ("gpu_out", "prompts") else resource

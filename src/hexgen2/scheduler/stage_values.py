@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hexgen2.cost import capacity
+from hexgen2.cost import capacity, goodput
 from hexgen2.cost.capacity import ColocatedCapacity, DecodeCapacity, PrefillCapacity
+from hexgen2.cost.goodput import PromptQueue, Targets
 from hexgen2.cost.layout import StageShape
 from hexgen2.cost.memory import kv_bytes_per_token, overhead_bytes, stage_weight_bytes, workspace_bytes
 from hexgen2.cost.moments import Moments
@@ -131,6 +132,20 @@ class StageValues:
         return capacity.colocated_capacity(
             valued.costs, self.moments, valued.max_tokens, self.cost.settings, tpot_s
         )
+
+    def prompt_queue(self, valued: Valued, found: PrefillCapacity) -> PromptQueue:
+        """What prompts wait for in a prefill group."""
+        return goodput.prompt_queue(valued.costs, self.moments, found.batch_requests, self.cost.settings)
+
+    def decode_goodput(self, valued: Valued, found: DecodeCapacity, above: float) -> float:
+        """Requests/s of a decode group within the TPOT target of ``found``, waiting counted."""
+        return goodput.decode_goodput(found, valued.costs, self.moments, above)
+
+    def colocated_goodput(
+        self, valued: Valued, found: ColocatedCapacity, targets: Targets, above: float
+    ) -> float:
+        """Requests/s of a colocated group within both targets."""
+        return goodput.colocated_goodput(found, valued.costs, self.moments, self.cost.settings, targets, above)
 
     def _kind(self, members: Members) -> StageKind:
         topology = self.topology
