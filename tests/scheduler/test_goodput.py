@@ -10,6 +10,7 @@ import pytest
 from hexgen2.cost import CostModel
 from hexgen2.cost.goodput import ATTAINMENT, DEFAULT_TPOT_S, DEFAULT_TTFT_S
 from hexgen2.scheduler import Problem, schedule
+from hexgen2.scheduler.evaluate import Evaluator, best_rate
 from hexgen2.simulator import poisson, simulate
 from hexgen2.specs import InputError, Plan
 from hexgen2.specs.plan import Slo
@@ -74,15 +75,19 @@ def test_defaults_are_said() -> None:
 
 
 @pytest.mark.parametrize(
-    ("slo", "option", "reached"),
+    ("ttft", "tpot", "option", "reached"),
     [
-        (Slo(ttft_s=1.0, tpot_s=0.0001), "--slo-tpot", "takes 0.0"),
-        (Slo(ttft_s=0.001, tpot_s=0.1), "--slo-ttft", "computes 90% of the prompts"),
-        (Slo(ttft_s=0.235, tpot_s=0.0168), "--slo-ttft", "not met together"),
+        (9.0, 0.9, "--slo-tpot", "no group gives a token every"),
+        (0.9, 9.0, "--slo-ttft", "computes 90% of the prompts"),
+        (1.001, 1.001, "--slo-ttft", "not met together"),
     ],
 )
 @pytest.mark.parametrize("solver", ["hexgen2", "colocated"])
-def test_targets_out_of_reach(slo: Slo, option: str, reached: str, solver: str) -> None:
+def test_targets_out_of_reach(ttft: float, tpot: float, option: str, reached: str, solver: str) -> None:
+    """Targets as multiples of what the fastest group of the cluster reaches."""
+    evaluator = Evaluator(asked("slow network"), best_rate)
+    first, steady = evaluator.fastest(((1, 2),))
+    slo = Slo(ttft_s=ttft * first, tpot_s=tpot * steady)
     with pytest.raises(InputError) as error:
         schedule(asked("slow network", slo=slo), solver=solver)
     assert option in str(error.value)

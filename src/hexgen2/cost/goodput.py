@@ -179,7 +179,7 @@ class AnswerQueue:
 
     @cached_property
     def _sizes(self) -> FloatArray:
-        return np.arange(1.0, len(self.steps_s) + 1)
+        return np.arange(1, len(self.steps_s) + 1, dtype=np.float64)
 
     @cached_property
     def _rates(self) -> FloatArray:

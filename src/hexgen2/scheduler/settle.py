@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from hexgen2.cost.goodput import LINK_LOAD
 from hexgen2.scheduler.evaluate import Evaluator
 from hexgen2.scheduler.flow import phrase
 from hexgen2.scheduler.routes import RouteShares, balanced, best_shares, resource_use
@@ -58,7 +59,14 @@ def settle(evaluator: Evaluator, solution: Solution) -> Settled:
     carried = balanced(program, best.value)
     routes[program.sources, program.targets] = carried
     total = best.value + float(network.colocated.sum())
-    return Settled(total, routes, network.colocated, best, resource_use(program, carried))
+    # Under goodput the program gives links only a part of their speed, and prompts' queues are no network.
+    room = 1.0 if evaluator.targets is None else LINK_LOAD
+    use = resource_use(program, carried)
+    busy: dict[Hashable, float] = {}
+    for name, part in use.items():
+        if isinstance(name, tuple) and name[0] != "prompts":
+            busy[name] = room * part
+    return Settled(total, routes, network.colocated, best, busy)
 
 
 def bottleneck(
@@ -100,6 +108,6 @@ def resource_name(cluster: Cluster, resource: Hashable, prefill: Sequence[str]) 
     if kind == "gpu_out":
         return f"port of GPU {where[1]} of {prefill[where[0]]}"
     if kind == "prompts":
-        return f"queue of prefill group {where[0]} (time to first token)"
+        return f"queue of prompts at {prefill[where[0]]}"
     direction = "outgoing" if kind == "nic_out" else "incoming"
     return f"NIC of {cluster.nodes[where[0]].name} ({direction})"

@@ -32,7 +32,13 @@ SEARCHED = 72
 """GPUs up to which the best place of each type is searched anew: a second or so each."""
 FRESH_NODE = "one-more"
 
-_KINDS: dict[str, ShadowKind] = {"link": "link", "gpu_out": "port", "nic_out": "nic", "nic_in": "nic"}
+_KINDS: dict[str, ShadowKind] = {
+    "link": "link",
+    "gpu_out": "port",
+    "nic_out": "nic",
+    "nic_in": "nic",
+    "prompts": "group",
+}
 
 
 @dataclass(frozen=True)
@@ -75,7 +81,9 @@ def faster_links(
     if solution.flow.network.routes.size > MOST_ROUTES:
         return ()
     scarce = sorted(best.resource_price, key=lambda name: -best.resource_price[name])[:RESOLVED]
-    scarce = [name for name in scarce if best.resource_price[name] > 1e-6 * settled.value]
+    scarce = [
+        name for name in scarce if best.resource_price[name] > 1e-6 * settled.value and _kind(name) != "group"
+    ]
     if not scarce:
         return ()
     program = solution.program or route_program(evaluator, solution)
