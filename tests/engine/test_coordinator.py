@@ -199,7 +199,7 @@ async def test_streams_are_run_anew_elsewhere(
     body = more | usage if "messages" in more else completion(PROMPTS[0], 60) | usage | more
     body.pop("return_token_ids", None)
     whole = await stream(door, fleet.http, body)
-    broken = door.metrics.replays._value.get()
+    moved = door.metrics.migrations._value.get()
     hits: list[str] = []
     again = await stream(door, fleet.http, body, after, lose_busy_engine(door, hits))
     assert [event for event in (again[-2], whole[-2]) if event["choices"]] == []
@@ -207,7 +207,7 @@ async def test_streams_are_run_anew_elsewhere(
     for index in range(body.get("n", 1)):
         assert sums(again, index) == sums(whole, index)
     if hits and after < 5:
-        assert door.metrics.replays._value.get() > broken
+        assert door.metrics.migrations._value.get() > moved
     await ready(door)
 
 

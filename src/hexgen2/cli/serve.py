@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import sys
 from pathlib import Path
 
@@ -18,6 +17,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--host", default="127.0.0.1", help="address of the endpoint (default: %(default)s)")
     parser.add_argument("--port", type=inputs.port, default=8000, help="its port; 0 takes a free one")
     parser.add_argument("--api-key-file", type=Path, metavar="F", help="API keys that may ask, one a line")
+    parser.add_argument("--tls-cert", type=Path, metavar="F", help="PEM certificate (chain): serve HTTPS")
+    parser.add_argument("--tls-key", type=Path, metavar="F", help="its key")
     parser.add_argument("--weights", metavar="DIR|ID", help="where the model lies, if not where its name says")
     parser.add_argument(
         "--run-directory", type=Path, default=Path("build/serve"), metavar="DIR", help="for logs"
@@ -34,10 +35,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(args: argparse.Namespace) -> int:
+    from hexgen2.coordinator import run as event_loop
     from hexgen2.deploy import EngineFailed
 
     try:
-        asyncio.run(_serve(args))
+        event_loop(_serve(args))
     except EngineFailed as failure:
         print(f"hexgen2 serve: {failure}", file=sys.stderr)
         return 1
@@ -54,6 +56,8 @@ async def _serve(args: argparse.Namespace) -> None:
         port=args.port,
         run_directory=args.run_directory,
         api_key_file=args.api_key_file,
+        tls_cert=args.tls_cert,
+        tls_key=args.tls_key,
         weights=args.weights,
         source=args.plan,
         restarts=RestartPolicy(tries=args.max_restarts),

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hexgen2.coordinator import ApiKeys, Coordinator, kv_transfer_totals
+from hexgen2.coordinator import ApiKeys, Coordinator, Tls, kv_transfer_totals
 from hexgen2.deploy import (
     EngineFailed,
     EngineOptions,
@@ -42,6 +42,8 @@ class Options:
     port: int = 8000
     run_directory: Path = Path("build/serve")
     api_key_file: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
     weights: str | None = None
     source: str = "plan"
     engine: EngineOptions = field(default_factory=EngineOptions)
@@ -71,7 +73,7 @@ class Served:
 
         Engines that end are started again meanwhile, and each event is reported.
         """
-        async with _interrupts() as interrupted:
+        async with _interrupts(self._coordinator.reload) as interrupted:
             waiting = asyncio.create_task(interrupted.wait())
             try:
                 await asyncio.wait((waiting, self._lost), return_when=asyncio.FIRST_COMPLETED)
@@ -128,6 +130,7 @@ async def serving(plan: Plan, options: Options, console: Console) -> AsyncIterat
     if options.weights:
         model = model.model_copy(update={"location": options.weights})
     keys = ApiKeys.from_file(options.api_key_file) if options.api_key_file else None
+    tls = Tls.from_options(options.tls_cert, options.tls_key)
     if options.port:
         require_free(options.host, options.port, "--port")
     deployment = compile_plan(plan, model, free_ports(), options.engine, options.source)
@@ -143,7 +146,7 @@ async def serving(plan: Plan, options: Options, console: Console) -> AsyncIterat
         launcher = await stack.enter_async_context(LocalLauncher(options.run_directory))
         await launcher.start(deployment)
         await launcher.wait_ready(READY_TIMEOUT_S, lambda progress: _tell(console, progress))
-        coordinator = Coordinator(deployment.coordinator, keys)
+        coordinator = Coordinator(deployment.coordinator, keys, tls)
         await stack.enter_async_context(coordinator.running(options.host, options.port))
         served = Served(coordinator, console)
         groups = [engine.group_id for engine in deployment.coordinator.engines]
@@ -170,8 +173,8 @@ def _tell(console: Console, progress: Progress) -> None:
 
 
 @asynccontextmanager
-async def _interrupts() -> AsyncIterator[asyncio.Event]:
-    """An event that SIGINT and SIGTERM set; a second signal acts as it always did."""
+async def _interrupts(reload: Callable[[], None]) -> AsyncIterator[asyncio.Event]:
+    """An event that SIGINT and SIGTERM set; a second signal acts as it always did. SIGHUP calls ``reload``."""
     event = asyncio.Event()
     loop = asyncio.get_running_loop()
     numbers = (signal.SIGINT, signal.SIGTERM)
@@ -183,8 +186,9 @@ async def _interrupts() -> AsyncIterator[asyncio.Event]:
 
     for number in numbers:
         loop.add_signal_handler(number, interrupt)
+    loop.add_signal_handler(signal.SIGHUP, reload)
     try:
         yield event
     finally:
-        for number in numbers:
+        for number in (*numbers, signal.SIGHUP):
             loop.remove_signal_handler(number)

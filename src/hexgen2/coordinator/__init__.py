@@ -3,7 +3,9 @@
 from hexgen2.coordinator.auth import ApiKeys
 from hexgen2.coordinator.config import CoordinatorConfig, EngineEndpoint, Limits, RouteShare, Timeouts
 from hexgen2.coordinator.kv_totals import KvTotals, kv_transfer_totals
+from hexgen2.coordinator.loop import run
 from hexgen2.coordinator.service import Coordinator
+from hexgen2.coordinator.tls import Tls
 from hexgen2.coordinator.traffic import Listener, Served
 
 __all__ = [
@@ -17,5 +19,7 @@ __all__ = [
     "RouteShare",
     "Served",
     "Timeouts",
+    "Tls",
     "kv_transfer_totals",
+    "run",
 ]

@@ -11,19 +11,17 @@ from pathlib import Path
 from hexgen2.coordinator import logs
 from hexgen2.coordinator.auth import ApiKeys
 from hexgen2.coordinator.config import CoordinatorConfig
+from hexgen2.coordinator.loop import run
 from hexgen2.coordinator.service import Coordinator
+from hexgen2.coordinator.tls import Tls
 from hexgen2.specs.errors import InputError
-
-try:
-    from uvloop import run
-except ImportError:  # not on every platform; asyncio's own loop does the same, slower
-    from asyncio import run
 
 
 async def _serve(coordinator: Coordinator, host: str, port: int) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, coordinator.reload)
     async with coordinator.running(host, port):
         print(f"coordinator on {coordinator.url}", file=sys.stderr, flush=True)
         await stop.wait()
@@ -37,6 +35,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--api-key-file", type=Path, help="one key a line; without it everyone may ask")
+    parser.add_argument("--tls-cert", type=Path, help="PEM certificate (chain): serve HTTPS")
+    parser.add_argument("--tls-key", type=Path, help="its key")
     parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
     parser.add_argument("--log-json", action="store_true", help="logs as JSON lines")
     arguments = parser.parse_args(argv)
@@ -44,7 +44,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         config = CoordinatorConfig.load(arguments.config)
         keys = ApiKeys.from_file(arguments.api_key_file) if arguments.api_key_file else None
-        run(_serve(Coordinator(config, keys), arguments.host, arguments.port))
+        tls = Tls.from_options(arguments.tls_cert, arguments.tls_key)
+        run(_serve(Coordinator(config, keys, tls), arguments.host, arguments.port))
     except InputError as error:
         print(error, file=sys.stderr)
         return 2

@@ -15,6 +15,12 @@ class ApiKeys:
 
     def __init__(self, keys: Iterable[str]) -> None:
         self._digests = tuple(hashlib.sha256(key.encode()).digest() for key in keys)
+        self.files: tuple[Path, ...] = ()
+
+    def reload(self) -> None:
+        """Read the file again; InputError where it is wrong, and then the former keys stay."""
+        for path in self.files:
+            self._digests = ApiKeys.from_file(path)._digests
 
     @classmethod
     def from_file(cls, path: Path | str) -> ApiKeys:
@@ -31,7 +37,9 @@ class ApiKeys:
         keys = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
         if not keys:
             raise InputError(str(path), "", "holds no API key", "write one key a line")
-        return cls(keys)
+        read = cls(keys)
+        read.files = (Path(path),)
+        return read
 
     def who(self, authorization: str | None) -> str | None:
         """Which key an `Authorization` header carries, as a name that does not give it away; None for none

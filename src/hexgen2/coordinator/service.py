@@ -19,6 +19,8 @@ from hexgen2.coordinator.config import CoordinatorConfig
 from hexgen2.coordinator.fleet import Fleet
 from hexgen2.coordinator.health import HealthWatch
 from hexgen2.coordinator.metrics import Metrics
+from hexgen2.coordinator.reload import Reloader
+from hexgen2.coordinator.tls import Tls
 from hexgen2.specs.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -37,7 +39,9 @@ class Coordinator:
     Leaving the block drains: no new requests, those that run may finish within `timeouts.drain_s`.
     """
 
-    def __init__(self, config: CoordinatorConfig, api_keys: ApiKeys | None = None) -> None:
+    def __init__(
+        self, config: CoordinatorConfig, api_keys: ApiKeys | None = None, tls: Tls | None = None
+    ) -> None:
         self.config = config
         self.fleet = Fleet(config)
         limits = config.limits
@@ -52,6 +56,9 @@ class Coordinator:
         self._client = EngineClient(self.fleet, config.timeouts)
         self._health = HealthWatch(config, self._client)
         self._keys = api_keys
+        self._tls = tls
+        self._reloader = Reloader([])
+        self._reloading: asyncio.Task[None] | None = None
         self._api: Api | None = None
         self._runner: web.AppRunner | None = None
         self._site: web.TCPSite | None = None
@@ -62,7 +69,8 @@ class Coordinator:
         """The address it listens on (with the real port where 0 was asked for)."""
         assert self._runner is not None, "the coordinator is not running"
         host = "127.0.0.1" if self._host in ("0.0.0.0", "::", "") else self._host
-        return f"http://{f'[{host}]' if ':' in host else host}:{self._runner.addresses[0][1]}"
+        scheme = "http" if self._tls is None else "https"
+        return f"{scheme}://{f'[{host}]' if ':' in host else host}:{self._runner.addresses[0][1]}"
 
     # What whoever runs the engines tells and asks
 
@@ -132,7 +140,8 @@ class Coordinator:
         )
         try:
             await self._runner.setup()
-            self._site = web.TCPSite(self._runner, host, port, backlog=2048)
+            context = None if self._tls is None else self._tls.context
+            self._site = web.TCPSite(self._runner, host, port, backlog=2048, ssl_context=context)
             await self._health.start()
             await self._site.start()
         except OSError as error:
@@ -142,6 +151,8 @@ class Coordinator:
             problem = f"cannot listen on {host}:{port} ({error.strerror or error})"
             raise InputError("--host", "", problem, "give an address of this machine") from None
         self._host = host
+        self._reloader = Reloader([thing for thing in (self._keys, self._tls) if thing is not None])
+        self._reloading = asyncio.create_task(self._reloader.run(), name="reloader")
         log.info("coordinator listens on %s", self.url)
 
     async def drain(self) -> bool:
@@ -165,7 +176,15 @@ class Coordinator:
             await self.drain()
         await self._close()
 
+    def reload(self) -> None:
+        """Read API keys and certificate again now (SIGHUP); without it they are looked at once a second."""
+        self._reloader.look(force=True)
+
     async def _close(self) -> None:
+        if self._reloading is not None:
+            self._reloading.cancel()
+            await asyncio.wait((self._reloading,))
+            self._reloading = None
         await self._health.stop()
         if self._runner is not None:
             await self._runner.cleanup()
