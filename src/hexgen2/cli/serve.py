@@ -19,6 +19,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--api-key-file", type=Path, metavar="F", help="API keys that may ask, one a line")
     parser.add_argument("--tls-cert", type=Path, metavar="F", help="PEM certificate (chain): serve HTTPS")
     parser.add_argument("--tls-key", type=Path, metavar="F", help="its key")
+    parser.add_argument("--otlp-traces-endpoint", metavar="URL", help="send OpenTelemetry traces there")
     parser.add_argument("--weights", metavar="DIR|ID", help="where the model lies, if not where its name says")
     parser.add_argument(
         "--run-directory", type=Path, default=Path("build/serve"), metavar="DIR", help="for logs"
@@ -58,6 +59,7 @@ async def _serve(args: argparse.Namespace) -> None:
         api_key_file=args.api_key_file,
         tls_cert=args.tls_cert,
         tls_key=args.tls_key,
+        otlp_traces_endpoint=args.otlp_traces_endpoint,
         weights=args.weights,
         source=args.plan,
         restarts=RestartPolicy(tries=args.max_restarts),

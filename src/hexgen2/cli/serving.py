@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hexgen2.coordinator import ApiKeys, Coordinator, Tls, kv_transfer_totals
+from hexgen2.coordinator import ApiKeys, Coordinator, Tls, Tracing, kv_transfer_totals
 from hexgen2.deploy import (
     EngineFailed,
     EngineOptions,
@@ -44,6 +44,7 @@ class Options:
     api_key_file: Path | None = None
     tls_cert: Path | None = None
     tls_key: Path | None = None
+    otlp_traces_endpoint: str | None = None
     weights: str | None = None
     source: str = "plan"
     engine: EngineOptions = field(default_factory=EngineOptions)
@@ -131,6 +132,7 @@ async def serving(plan: Plan, options: Options, console: Console) -> AsyncIterat
         model = model.model_copy(update={"location": options.weights})
     keys = ApiKeys.from_file(options.api_key_file) if options.api_key_file else None
     tls = Tls.from_options(options.tls_cert, options.tls_key)
+    tracing = Tracing.to_endpoint(options.otlp_traces_endpoint)
     if options.port:
         require_free(options.host, options.port, "--port")
     deployment = compile_plan(plan, model, free_ports(), options.engine, options.source)
@@ -146,7 +148,7 @@ async def serving(plan: Plan, options: Options, console: Console) -> AsyncIterat
         launcher = await stack.enter_async_context(LocalLauncher(options.run_directory))
         await launcher.start(deployment)
         await launcher.wait_ready(READY_TIMEOUT_S, lambda progress: _tell(console, progress))
-        coordinator = Coordinator(deployment.coordinator, keys, tls)
+        coordinator = Coordinator(deployment.coordinator, keys, tls, tracing)
         await stack.enter_async_context(coordinator.running(options.host, options.port))
         served = Served(coordinator, console)
         groups = [engine.group_id for engine in deployment.coordinator.engines]

@@ -6,6 +6,7 @@ from hexgen2.coordinator.kv_totals import KvTotals, kv_transfer_totals
 from hexgen2.coordinator.loop import run
 from hexgen2.coordinator.service import Coordinator
 from hexgen2.coordinator.tls import Tls
+from hexgen2.coordinator.tracing import Tracing
 from hexgen2.coordinator.traffic import Listener, Served
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Served",
     "Timeouts",
     "Tls",
+    "Tracing",
     "kv_transfer_totals",
     "run",
 ]

@@ -14,6 +14,7 @@ from hexgen2.coordinator.config import CoordinatorConfig
 from hexgen2.coordinator.loop import run
 from hexgen2.coordinator.service import Coordinator
 from hexgen2.coordinator.tls import Tls
+from hexgen2.coordinator.tracing import Tracing
 from hexgen2.specs.errors import InputError
 
 
@@ -37,6 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--api-key-file", type=Path, help="one key a line; without it everyone may ask")
     parser.add_argument("--tls-cert", type=Path, help="PEM certificate (chain): serve HTTPS")
     parser.add_argument("--tls-key", type=Path, help="its key")
+    parser.add_argument("--otlp-traces-endpoint", metavar="URL", help="send OpenTelemetry traces there")
     parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
     parser.add_argument("--log-json", action="store_true", help="logs as JSON lines")
     arguments = parser.parse_args(argv)
@@ -45,7 +47,8 @@ def main(argv: list[str] | None = None) -> int:
         config = CoordinatorConfig.load(arguments.config)
         keys = ApiKeys.from_file(arguments.api_key_file) if arguments.api_key_file else None
         tls = Tls.from_options(arguments.tls_cert, arguments.tls_key)
-        run(_serve(Coordinator(config, keys, tls), arguments.host, arguments.port))
+        tracing = Tracing.to_endpoint(arguments.otlp_traces_endpoint)
+        run(_serve(Coordinator(config, keys, tls, tracing), arguments.host, arguments.port))
     except InputError as error:
         print(error, file=sys.stderr)
         return 2

@@ -24,6 +24,7 @@ from hexgen2.coordinator.logs import current_request
 from hexgen2.coordinator.metrics import Metrics
 from hexgen2.coordinator.proxy import Proxy
 from hexgen2.coordinator.request import REQUEST_ID, parse_request, request_id
+from hexgen2.coordinator.tracing import Trace, Tracing
 
 log = logging.getLogger(__name__)
 
@@ -52,12 +53,14 @@ class Api:
         metrics: Metrics,
         admission: Admission,
         keys: ApiKeys | None,
+        tracing: Tracing,
     ) -> None:
         self.config = config
         self.client = client
         self.metrics = metrics
         self.keys = keys
         self.admission = admission
+        self._tracing = tracing
         self.draining = False
         self.idle = asyncio.Event()
         self.idle.set()
@@ -126,11 +129,20 @@ class Api:
         """/v1/completions and /v1/chat/completions."""
         if self.draining:
             raise errors.shutting_down()
+        id_ = request_id(http.headers)
+        marked = current_request.set(id_)
         self._enter()
         if self.metrics.listener is not None:
             self.metrics.listener.arrived()
-        status, id_ = "cancelled", request_id(http.headers)
-        marked = current_request.set(id_)
+        try:
+            with self._tracing.request(http.headers, http.path, id_) as trace:
+                return await self._generate(http, id_, trace)
+        finally:
+            self._leave()
+            current_request.reset(marked)
+
+    async def _generate(self, http: web.Request, id_: str, trace: Trace) -> web.StreamResponse:
+        status = "cancelled"
         try:
             key = self._key(http) or ""
             self.admission.refuse_early(key)
@@ -138,8 +150,10 @@ class Api:
                 raw, names = await self._body(http), self.config.served_model_names
                 held.resize(len(raw))
                 request = parse_request(http.path, raw, http.headers, id_, names)
-                async with self.admission.admitted(key, self._proxy.want(request)) as place:
-                    response = await self._proxy.serve(http, request, place)
+                with trace.part("queue") as queue:
+                    async with self.admission.admitted(key, self._proxy.want(request)) as place:
+                        queue.end()
+                        response = await self._proxy.serve(http, request, place, trace)
             status = str(response.status)
             return response
         except ApiError as error:
@@ -154,8 +168,7 @@ class Api:
             return web.Response(status=499)  # nobody reads it
         finally:
             self.metrics.requests.labels(http.path, status).inc()
-            self._leave()
-            current_request.reset(marked)
+            trace.note(**{"hexgen2.status": status})
 
     async def _body(self, http: web.Request) -> bytes:
         """The whole request body, received within its time."""

@@ -12,6 +12,7 @@ from hexgen2.coordinator.fleet import Place
 from hexgen2.coordinator.journal import Journal
 from hexgen2.coordinator.replay import Replay
 from hexgen2.coordinator.request import ClientRequest, encode
+from hexgen2.coordinator.tracing import NO_TRACE, Part, Trace
 from hexgen2.specs.routing import Path
 
 
@@ -28,8 +29,10 @@ class Exchange:
     journal: Journal
     sent: ClientRequest
     place: Place
+    trace: Trace
     first_sent: ClientRequest
     splice: Splice | Replay | None = None
+    handoff: Part = NO_TRACE
     failed_paths: list[Path] = field(default_factory=list)
     retries: int = 0
     migrations: int = 0
@@ -41,13 +44,15 @@ class Exchange:
     answer_tokens: int | None = None  # of an answer that is no stream
 
     @classmethod
-    def begin(cls, http: web.Request, request: ClientRequest, place: Place, migrate: bool) -> Exchange:
+    def begin(
+        cls, http: web.Request, request: ClientRequest, place: Place, trace: Trace, migrate: bool
+    ) -> Exchange:
         journal = Journal(request.body, request.chat, off=not (migrate and request.stream))
         sent = request
         if journal.asks_for_ids:
             body = request.body | {"return_token_ids": True}
             sent = dataclasses.replace(request, body=body, raw=encode(body))
-        return cls(http, request, journal, sent, place, sent)
+        return cls(http, request, journal, sent, place, trace, sent)
 
     def shown(self, block: bytes) -> bytes:
         """A block of an engine's events as the client is to see it."""

@@ -115,6 +115,7 @@ class Fleet:
         for group, engine in self.engines.items():
             if group not in named:
                 engine.retired = True
+        self.by_class = bool(config.classes)
         colocated = [
             Path(None, e.group_id, e.share, e.class_shares) for e in config.engines if e.role == "colocated"
         ]

@@ -107,6 +107,9 @@ class Metrics:
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
         return Histogram(f"hexgen2:{name}", text, _BY_GROUP, buckets=buckets, registry=self.registry)
 
+    def observe_leg(self, group: str, role: str, seconds: float) -> None:
+        self.leg_seconds.labels(group, role).observe(seconds)
+
     def render(self, kv: dict[str, KvTotals]) -> bytes:
         """The exposition text, with the engines' own totals of KV transfers."""
         self._fleet.kv = kv

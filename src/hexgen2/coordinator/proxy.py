@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import time
 
 import aiohttp
 from aiohttp import web
 
-from hexgen2.coordinator import legs, migration
+from hexgen2.coordinator import migration
 from hexgen2.coordinator.calls import EngineCall, EngineClient
 from hexgen2.coordinator.config import CoordinatorConfig
 from hexgen2.coordinator.continuation import closing
 from hexgen2.coordinator.errors import ApiError, ClientGone, EngineFailure, internal, no_path, took_too_long
 from hexgen2.coordinator.exchange import Exchange
+from hexgen2.coordinator.first_leg import FirstLeg, refusal
 from hexgen2.coordinator.fleet import Place, Want
 from hexgen2.coordinator.metrics import Metrics
+from hexgen2.coordinator.observer import Observer
 from hexgen2.coordinator.prefixes import prefix_blocks
 from hexgen2.coordinator.replay import Differs
-from hexgen2.coordinator.request import REQUEST_ID, ClientRequest, encode
-from hexgen2.coordinator.sizes import SizeEstimator
+from hexgen2.coordinator.request import REQUEST_ID, ClientRequest
 from hexgen2.coordinator.stream import completion_tokens, finished_with_error, prompt_tokens
-from hexgen2.coordinator.traffic import Served
+from hexgen2.coordinator.tracing import Trace
 from hexgen2.specs.classes import RequestSize
 from hexgen2.specs.routing import Path
 
@@ -40,7 +40,8 @@ class Proxy:
         self._client = client
         self._fleet = client.fleet
         self._metrics = metrics
-        self._sizes = SizeEstimator()
+        self._first = FirstLeg(config, client, metrics)
+        self._observer = Observer(metrics, client.fleet)
 
     def want(self, request: ClientRequest) -> Want:
         """What a request asks of the fleet."""
@@ -56,13 +57,15 @@ class Proxy:
 
     def _size(self, request: ClientRequest) -> RequestSize:
         # Without classes nobody asks how long a prompt is.
-        return self._sizes.size(request) if self._config.classes else RequestSize()
+        return self._observer.sizes.size(request) if self._fleet.by_class else RequestSize()
 
-    async def serve(self, http: web.Request, request: ClientRequest, place: Place) -> web.StreamResponse:
+    async def serve(
+        self, http: web.Request, request: ClientRequest, place: Place, trace: Trace
+    ) -> web.StreamResponse:
         """Answer a request that has a place; ApiError where it cannot be and nothing has been sent yet."""
         if request.obstacle is not None:
             self._metrics.one_engine.labels(request.obstacle).inc()
-        exchange = Exchange.begin(http, request, place, self._config.limits.max_migrations > 0)
+        exchange = Exchange.begin(http, request, place, trace, self._config.limits.max_migrations > 0)
         limit_s = self._config.timeouts.request_s
         try:
             async with asyncio.timeout(limit_s):
@@ -136,6 +139,7 @@ class Proxy:
             raise no_path() from failure
         exchange.retries += 1
         self._metrics.retries.inc()
+        exchange.trace.event("retry", reason=failure.kind, group=failure.group_id, path=str(path))
         log.info("%s; trying %s", failure, path)
         return path
 
@@ -149,6 +153,7 @@ class Proxy:
             return "no_engine"
         exchange.migrations += 1
         self._metrics.migrations.inc()
+        exchange.trace.event("migration", tokens=exchange.generated, path=str(path))
         if exchange.journal.record is not None:
             self._metrics.replays.inc()
         log.info("the stream goes on at %s after %d tokens", path, exchange.generated)
@@ -187,70 +192,37 @@ class Proxy:
         request = exchange.sent
         if path.prefill is None:
             return await self._generate(exchange, path, request.raw)
-        handoff = await self._prefill(request, path.prefill)
+        with exchange.trace.part("leg_1", **_where(path.prefill, "prefill")) as part:
+            handoff = await self._first.run(request, path.prefill, part)
         if isinstance(handoff, web.Response):
             return self._refused(exchange, handoff, path.prefill)
-        async with self._fleet.engines[path.target].gate.turn(request.priority):
-            return await self._generate(exchange, path, self._second_body(request, handoff))
-
-    def _second_body(self, request: ClientRequest, handoff: legs.Handoff) -> bytes:
-        """Leg 2's body, with the KV cache as long as that can be trusted; EngineFailure where it is lost."""
-        engine = self._fleet.engines.get(handoff.prefill)
-        if engine is None or engine.lives != handoff.life or not engine.up:
-            raise EngineFailure("down", handoff.prefill, "it went down before its KV cache was fetched")
-        reason = None
-        if handoff.kv is None:
-            reason = "none_offered"
-        elif handoff.expired(asyncio.get_running_loop().time(), self._config.timeouts.kv_lease_s):
-            reason = "lease_expired"
-        if reason is None:
-            return encode(legs.decode_body(request.body, handoff.kv))
-        self._metrics.without_kv.labels(reason).inc()
-        return request.raw
-
-    async def _prefill(self, request: ClientRequest, group: str) -> legs.Handoff | web.Response:
-        """Leg 1: what it leaves for leg 2, or the engine's refusal."""
-        began, sent_at = time.perf_counter(), asyncio.get_running_loop().time()
-        life = self._fleet.engines[group].lives
-        within = self._config.timeouts.prefill_s
-        async with self._client.call(group) as call:
-            await call.open(request.endpoint, encode(legs.prefill_body(request.body)), request.headers, within)
-            content = await call.read(within)
-            if call.status != 200:
-                return self._refusal(call, content, request)
-            if finished_with_error(content):
-                raise EngineFailure("finish_error", group, "its prefill ended with an error")
-            try:
-                kv = json.loads(content)["kv_transfer_params"]
-            except (ValueError, LookupError, TypeError):
-                raise EngineFailure("bad_answer", group, "its answer carries no kv_transfer_params") from None
-        self._observe_leg(call, began)
-        since = self._client.surely_at(sent_at, asyncio.get_running_loop().time())
-        return legs.Handoff(kv if isinstance(kv, dict) else None, group, life, since)
+        with exchange.trace.part("kv_handoff") as exchange.handoff:
+            async with self._fleet.engines[path.target].gate.turn(request.priority):
+                return await self._generate(exchange, path, self._first.second_body(request, handoff))
 
     async def _generate(self, exchange: Exchange, path: Path, body: bytes) -> web.StreamResponse:
         """Leg 2, or the only leg: the answer goes to the client."""
         request, timeouts = exchange.sent, self._config.timeouts
-        began = time.perf_counter()
-        async with self._client.call(path.target, path.prefill) as call:
-            await call.open(request.endpoint, body, request.headers, timeouts.first_byte_s)
-            if call.status != 200 or not call.content_type.startswith("text/event-stream"):
-                content = await call.read(timeouts.first_byte_s)
-                if call.status != 200:
-                    return self._refused(exchange, self._refusal(call, content, request), path.target)
-                if finished_with_error(content):
-                    raise EngineFailure("finish_error", path.target, "the generation ended with an error")
-                response: web.StreamResponse = self._answer(exchange, path, call, content)
-            else:
-                response = await self._relay(exchange, path, call)
-        self._observe_leg(call, began)
-        self._observe_request(exchange, path)
+        began, engine = time.perf_counter(), self._fleet.engines[path.target]
+        where = _where(path.target, engine.endpoint.role)
+        part = exchange.trace.part("leg" if path.prefill is None else "leg_2", **where)
+        with part:
+            if not request.stream:
+                exchange.handoff.end()  # when the first token comes is not seen
+            async with self._client.call(path.target, path.prefill) as call:
+                await call.open(request.endpoint, body, part.headers(request.headers), timeouts.first_byte_s)
+                if call.status != 200 or not call.content_type.startswith("text/event-stream"):
+                    content = await call.read(timeouts.first_byte_s)
+                    if call.status != 200:
+                        return self._refused(exchange, refusal(call, content, request), path.target)
+                    if finished_with_error(content):
+                        raise EngineFailure("finish_error", path.target, "the generation ended with an error")
+                    response: web.StreamResponse = self._answer(exchange, path, call, content)
+                else:
+                    response = await self._relay(exchange, path, call)
+        self._metrics.observe_leg(path.target, engine.endpoint.role, time.perf_counter() - began)
+        self._observer.done(exchange, path, engine)
         return response
-
-    def _refusal(self, call: EngineCall, content: bytes, request: ClientRequest) -> web.Response:
-        """An engine's 4xx is the client's to see, as it is."""
-        headers = {"Content-Type": call.content_type, REQUEST_ID: request.id}
-        return web.Response(status=call.status, body=content, headers=headers)
 
     def _refused(self, exchange: Exchange, refusal: web.Response, group: str) -> web.Response:
         if exchange.response is not None:  # a continuation that the engine does not take
@@ -271,10 +243,13 @@ class Proxy:
         still take over unseen.
         """
         timeouts = self._config.timeouts
-        within = timeouts.first_byte_s
+        within, first = timeouts.first_byte_s, True
         while (block := await call.next_block(within)) is not None:
             within = timeouts.idle_s
-            exchange.place.fetched()
+            if first:
+                first = False
+                exchange.handoff.end()
+                exchange.place.fetched()
             exchange.last_token_at = time.perf_counter()
             exchange.events += block.count(b"\n\n")
             shown = exchange.shown(block)
@@ -308,34 +283,6 @@ class Proxy:
             headers |= {"X-Hexgen2-Route": str(path), "X-Hexgen2-Retries": str(exchange.retries)}
         return headers
 
-    def _observe_leg(self, call: EngineCall, began: float) -> None:
-        labels = (call.engine.id, call.engine.endpoint.role)
-        self._metrics.leg_seconds.labels(*labels).observe(time.perf_counter() - began)
 
-    def _tell_listener(self, exchange: Exchange, path: Path) -> None:
-        """Lengths for whoever watches the load, and for the estimates of request sizes."""
-        listener = self._metrics.listener
-        if listener is None and not self._config.classes:
-            return
-        self._sizes.observe(exchange.request, exchange.prompt_tokens)
-        read: float | None = exchange.prompt_tokens
-        if read is None:
-            read = self._sizes.size(exchange.request).prompt_tokens
-        if listener is not None and read is not None:
-            written = exchange.generated if exchange.answer_tokens is None else exchange.answer_tokens
-            listener.served(Served(path, round(read), written))
-
-    def _observe_request(self, exchange: Exchange, path: Path) -> None:
-        self._fleet.succeeded(path)
-        self._tell_listener(exchange, path)
-        labels = (path.target, self._fleet.engines[path.target].endpoint.role)
-        arrived = exchange.request.arrived
-        self._metrics.e2e.labels(*labels).observe(time.perf_counter() - arrived)
-        first, last = exchange.first_token_at, exchange.last_token_at
-        if first is None or last is None:
-            return
-        self._metrics.ttft.labels(*labels).observe(first - arrived)
-        generated = exchange.generated
-        self._metrics.output_tokens.inc(generated)
-        if generated > 1:
-            self._metrics.tpot.labels(*labels).observe((last - first) / (generated - 1))
+def _where(group: str, role: str) -> dict[str, str]:
+    return {"hexgen2.group": group, "hexgen2.role": role}

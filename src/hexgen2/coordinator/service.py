@@ -21,6 +21,7 @@ from hexgen2.coordinator.health import HealthWatch
 from hexgen2.coordinator.metrics import Metrics
 from hexgen2.coordinator.reload import Reloader
 from hexgen2.coordinator.tls import Tls
+from hexgen2.coordinator.tracing import Tracing
 from hexgen2.specs.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -40,7 +41,11 @@ class Coordinator:
     """
 
     def __init__(
-        self, config: CoordinatorConfig, api_keys: ApiKeys | None = None, tls: Tls | None = None
+        self,
+        config: CoordinatorConfig,
+        api_keys: ApiKeys | None = None,
+        tls: Tls | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         self.config = config
         self.fleet = Fleet(config)
@@ -57,6 +62,7 @@ class Coordinator:
         self._health = HealthWatch(config, self._client)
         self._keys = api_keys
         self._tls = tls
+        self._tracing = tracing or Tracing()
         self._reloader = Reloader([])
         self._reloading: asyncio.Task[None] | None = None
         self._api: Api | None = None
@@ -133,7 +139,7 @@ class Coordinator:
             await self.stop()
 
     async def start(self, host: str, port: int) -> None:
-        self._api = Api(self.config, self._client, self.metrics, self.admission, self._keys)
+        self._api = Api(self.config, self._client, self.metrics, self.admission, self._keys, self._tracing)
         await self._client.start()
         self._runner = web.AppRunner(
             self._api.application(), handler_cancellation=True, access_log=None, shutdown_timeout=1.0
@@ -189,4 +195,5 @@ class Coordinator:
         if self._runner is not None:
             await self._runner.cleanup()
         await self._client.close()
+        await asyncio.to_thread(self._tracing.close)
         self._api = self._runner = self._site = None
