@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterable, Iterator
 
@@ -133,6 +134,9 @@ class FleetCollector:
             share.add_metric((path.prefill or "", path.target), path.share)
         yield share
         yield GaugeMetricFamily("hexgen2:requests_queued", "Requests that wait", value=self._admission.waiting)
+        yield GaugeMetricFamily(
+            "hexgen2:tasks", "Tasks of the coordinator's event loop", value=len(asyncio.all_tasks())
+        )
         yield from self._kv(self.kv.items())
 
     def _engines(self) -> Iterator[Metric]:
