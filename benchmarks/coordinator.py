@@ -5,7 +5,7 @@ engines:
 
 - direct: this client sends the two legs itself; what the others add is counted from here;
 - coordinator: ours;
-- vllm-router, where `--vllm-router` names its program (`pip install vllm-router`, in an environment of its own);
+- vllm-router, where `--vllm-router` names its program (`pip install vllm-router`, in its own environment);
 - toy-proxy, where `--toy-proxy` names vLLM's example proxy (tests/v1/kv_connector/nixl_integration/
   toy_proxy_server.py in vLLM's repository) and `--toy-python` an interpreter with fastapi, httpx and uvicorn.
 

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hexgen2.coordinator.journal import Journal
 from hexgen2.coordinator.stream import (
     DONE,
     EventBlocks,
@@ -77,3 +78,37 @@ def test_completion_tokens(answer: bytes, count: int | None) -> None:
 def test_plain_answers_that_failed() -> None:
     assert finished_with_error(b'{"choices":[{"finish_reason": "error"}]}')
     assert not finished_with_error(json.dumps({"text": '{"finish_reason":"error"}'}).encode())
+
+
+IDS = st.lists(st.integers(0, 10**6), max_size=3)
+
+
+@given(st.lists(st.tuples(IDS, st.booleans()), min_size=1, max_size=4), IDS, st.booleans(), st.booleans())
+def test_ids_are_noted_however_they_are_written(
+    chunks: list[tuple[list[int], bool]], prompt: list[int], spaced: bool, shows: bool
+) -> None:
+    """One event a block or several, compact JSON or not: the same ids, and none shown unless asked for."""
+    journal = Journal({"prompt": "a", "return_token_ids": shows}, chat=False)
+    pending, first, separators = b"", True, (", ", ": ") if spaced else (",", ":")
+    for number, (ids, alone) in enumerate(chunks):
+        last = number == len(chunks) - 1
+        choice = {
+            "text": '"token_ids":[7]',
+            "finish_reason": "length" if last else None,
+            "prompt_token_ids": prompt if first else None,
+            "token_ids": ids,
+        }
+        first = False
+        pending += b"data: " + json.dumps({"choices": [choice]}, separators=separators).encode() + b"\n\n"
+        if alone or last:
+            shown = [json.loads(event[6:]) for event in journal.note(pending).split(b"\n\n") if event]
+            kept = [json.loads(event[6:]) for event in pending.split(b"\n\n") if event]
+            for got, given_ in zip(shown, kept, strict=True):
+                wanted = given_["choices"][0]
+                if not shows:
+                    wanted |= {"token_ids": None, "prompt_token_ids": None}
+                assert got["choices"][0] == wanted
+            pending = b""
+    assert journal.token_ids == [id_ for ids, _ in chunks for id_ in ids]
+    assert journal.prompt_ids == prompt
+    assert journal.finished

@@ -58,7 +58,7 @@ async def at_rest(front: Door) -> tuple[int, int]:
     """(open descriptors, tasks) once the coordinator has nothing to do and its idle connections are closed."""
     process = psutil.Process(front.pid)
     async with asyncio.timeout(20):
-        while (await front.metrics())["hexgen2:requests_in_flight"]:
+        while (await front.metrics())["hexgen2:requests_in_flight"]:  # noqa: ASYNC110
             await asyncio.sleep(0.1)
     await asyncio.sleep(6.0)
     return process.num_fds(), int((await front.metrics())["hexgen2:tasks"])

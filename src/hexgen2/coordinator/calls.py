@@ -118,6 +118,7 @@ class EngineCall:
         self.allowed_s = 0.0
         self.status = 0
         self.content_type = ""
+        self._now = asyncio.get_running_loop().time
         self._client = client
         self._source = source
         self._response: aiohttp.ClientResponse | None = None
@@ -170,7 +171,7 @@ class EngineCall:
         """End the call from outside, as a failure of that engine; one that has all its answer cannot fail."""
         if self._expired is None and not self.done:
             self._expired = (kind, group_id, detail)
-            self._scope.reschedule(asyncio.get_running_loop().time())
+            self._scope.reschedule(self._now())
 
     def _has_its_kv(self) -> None:
         if self._source is not None:
@@ -179,11 +180,11 @@ class EngineCall:
 
     def _wait_up_to(self, seconds: float) -> None:
         self.allowed_s = seconds
-        self.deadline = asyncio.get_running_loop().time() + seconds
+        self.deadline = self._now() + seconds
 
     def _heard(self) -> None:
         self.deadline = None
-        self.engine.heard_at = asyncio.get_running_loop().time()
+        self.engine.heard_at = self._now()
 
     async def open(self, path: str, body: bytes, headers: Mapping[str, str], within_s: float) -> None:
         """Send the request and wait for the answer's head; EngineFailure for an answer of 5xx."""

@@ -16,6 +16,7 @@ from hexgen2.coordinator.replay import Record, is_repeatable
 from hexgen2.coordinator.stream import IDS, event_json, events, strip_ids
 
 _FINISHED = re.compile(rb'"finish_reason":\s?"')
+_IDS_BEGIN, _ANY_IDS, _NO_IDS = b'"token_ids":[', b'token_ids":[', b'"token_ids":null'
 
 # Blocks within which reasoning shows, if there is to be any.
 _OPENING_BLOCKS = 8
@@ -133,8 +134,6 @@ class Journal:
         if first and self._echo:
             echo = json.dumps(self._echo)[1:-1].encode()
             block = block.replace(b'"text":"', b'"text":"' + echo, 1)
-        if not self.finished and _FINISHED.search(block):
-            self.finished = True
         if self._chat and b'"reasoning":"' in block:
             # The engine takes reasoning apart from content; a continuation from ids would not.
             self.obstacle = "reasoning"
@@ -150,7 +149,16 @@ class Journal:
                 self._opening = None
         if self._keeps_text or self._keeps_offsets:
             self._parse(block)
-        return IDS.sub(self._take_ids, block)
+        # Nearly every block is the event of one token: that is done without a regular expression.
+        at = block.find(_IDS_BEGIN)
+        end = block.find(b"]", at)
+        number = block[at + len(_IDS_BEGIN) : end]
+        if at < 0 or not number.isdigit() or block.count(_ANY_IDS) > 1:
+            self._finished = self._finished or _FINISHED.search(block) is not None
+            return IDS.sub(self._take_ids, block)
+        self._finished = self._finished or b'"finish_reason":"' in block
+        self.token_ids.append(int(number))
+        return block if self.shows_ids else block[:at] + _NO_IDS + block[end + 1 :]
 
     def _take_ids(self, match: re.Match[bytes]) -> bytes:
         ids = [int(number) for number in match[2].split(b",")] if match[2].strip() else []
