@@ -12,8 +12,8 @@ import pytest
 
 from hexgen2.calibrate import measured_table
 from hexgen2.calibrate.fit import Measured, errors_of
-from hexgen2.cli.planning import load_profile
 from hexgen2.cost import default_efficiency
+from hexgen2.cost.profile_files import load_profile
 from hexgen2.specs.catalog import gpu_type
 from hexgen2.specs.errors import InputError
 

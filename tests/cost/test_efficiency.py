@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from hexgen2.cli.planning import load_profile
 from hexgen2.cost import Efficiencies, Efficiency, Profile, default_efficiency, parse_profile
+from hexgen2.cost.profile_files import load_profile
 from hexgen2.specs import GpuType, InputError, weakest
 from hexgen2.specs.catalog import gpu_type, gpu_type_names
 

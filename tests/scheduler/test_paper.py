@@ -49,9 +49,11 @@ def test_a_slow_network_is_named_as_the_bottleneck() -> None:
 
 
 def test_a_plan_is_valued_with_links_shared_and_says_what_the_flow_promised() -> None:
-    # Two prefill nodes behind one NIC that is slower than the links: counted singly, it is used twice over.
-    where = cluster((H100, 1), (A100, 1), (A100, 1), gbps=4)
-    nodes = [{**where.document()["nodes"][0], "nic_gbps": 4}, *where.document()["nodes"][1:]]
+    # Two prefill nodes send to a decode node behind one NIC: counted singly, it is used twice over.
+    where = cluster((H100, 1), (A100, 1), (A100, 1), gbps=2)
+    nodes = [
+        {**node, "nic_gbps": 2} if place == 1 else node for place, node in enumerate(where.document()["nodes"])
+    ]
     task = problem(parse_cluster({**where.document(), "nodes": nodes}, "narrow"), load=lengths(1500, 100))
     plan = schedule(task, solver="paper")
     check_plan(plan, SMALL, task.lengths)

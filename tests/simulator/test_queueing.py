@@ -12,7 +12,7 @@ import pytest
 
 from hexgen2.cost import CostModel, shape
 from hexgen2.simulator import Requests, poisson, simulate
-from hexgen2.simulator.run import placement
+from hexgen2.simulator.placement import placement
 from hexgen2.specs import Lengths, Plan
 from hexgen2.specs.workload import FloatArray, IntArray
 

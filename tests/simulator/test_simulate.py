@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from hexgen2.cost import CostModel, shape
 from hexgen2.simulator import Requests, SimulationResult, offline, poisson, replay, simulate
-from hexgen2.simulator.run import placement
+from hexgen2.simulator.placement import placement
 from hexgen2.specs import Lengths, Plan, load_plan
 from hexgen2.specs.catalog.models import load_model
 from hexgen2.specs.catalog.workloads import load_workload

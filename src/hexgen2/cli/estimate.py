@@ -28,8 +28,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(args: argparse.Namespace) -> int:
-    from hexgen2.cli.planning import load_efficiencies
     from hexgen2.cost import CostModel, StageShape
+    from hexgen2.cost.profile_files import load_efficiencies
     from hexgen2.specs.catalog import gpu_type, gpu_type_names
     from hexgen2.specs.catalog.models import load_model
     from hexgen2.specs.errors import InputError

@@ -61,13 +61,14 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--engine", choices=("any", "vllm", "vllm-asymmetric"), default="vllm")
 
 
-def add_profiles(parser: argparse.ArgumentParser) -> None:
+def add_profiles(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--profile",
         action="append",
         default=[],
         metavar="FILE|NAME",
-        help="measured efficiencies of GPU types; may be given several times, the last that knows a type wins",
+        help="measured efficiencies of GPU types (a plan's own where it was made with some); "
+        "may be given several times, the last that knows a type wins",
     )
 
 

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 
-from hexgen2.cost import CostModel, Efficiencies, Profile, parse_profile
+from hexgen2.cost import CostModel
+from hexgen2.cost.profile_files import lasting_name, load_efficiencies
 from hexgen2.scheduler import Problem, engine_profile
 from hexgen2.specs.catalog.models import load_model
 from hexgen2.specs.catalog.workloads import load_workload
 from hexgen2.specs.cluster import Cluster, load_cluster
-from hexgen2.specs.errors import InputError
-from hexgen2.specs.files import read_mapping
 from hexgen2.specs.plan import Plan, Slo
 
 PLANNING_LENGTHS = 256
@@ -28,13 +25,12 @@ def load_problem(args: argparse.Namespace) -> Problem:
 def problem_for(args: argparse.Namespace, cluster: Cluster, source: str, rate: float | None) -> Problem:
     """The problem of a command's arguments on a cluster, which messages call ``source``."""
     model = load_model(args.model)
-    profiles = [load_profile(name) for name in args.profile]
     directory = Path(args.model)
     return Problem(
         cluster=cluster,
         workload=args.workload,
         lengths=load_workload(args.workload).representative(PLANNING_LENGTHS),
-        cost=CostModel(model, Efficiencies(profiles)),
+        cost=CostModel(model, load_efficiencies(args.profile)),
         engine=engine_profile(args.engine),
         objective=args.objective,
         slo=Slo(ttft_s=args.slo_ttft, tpot_s=args.slo_tpot),
@@ -42,18 +38,17 @@ def problem_for(args: argparse.Namespace, cluster: Cluster, source: str, rate: f
         # A directory is kept as a whole path, so that the plan can be served from anywhere.
         model_name=str(directory.resolve()) if directory.is_dir() else args.model,
         source=source,
-        profiles=tuple(profile.name for profile in profiles),
+        profiles=tuple(map(lasting_name, args.profile)),
     )
 
 
 def problem_of(plan: Plan) -> Problem:
     """The problem that a saved plan answers; its model, workload and profiles are read again."""
-    profiles = [load_profile(name) for name in plan.profiles]
     return Problem(
         cluster=plan.cluster,
         workload=plan.workload,
         lengths=load_workload(plan.workload).representative(PLANNING_LENGTHS),
-        cost=CostModel(load_model(plan.model), Efficiencies(profiles)),
+        cost=CostModel(load_model(plan.model), load_efficiencies(plan.profiles)),
         engine=engine_profile(plan.engine),
         objective=plan.objective.name,
         slo=plan.slo,
@@ -61,26 +56,3 @@ def problem_of(plan: Plan) -> Problem:
         source=plan.cluster.name,
         profiles=plan.profiles,
     )
-
-
-def load_efficiencies(names: Sequence[str]) -> Efficiencies:
-    """The efficiencies of the named profiles, over the defaults."""
-    return Efficiencies([load_profile(name) for name in names])
-
-
-def load_profile(name: str) -> Profile:
-    """A profile from a file, or a shipped one by its name."""
-    if Path(name).exists():
-        return parse_profile(read_mapping(name, "profile file"), name)
-    shipped = {
-        entry.name.removesuffix(".yaml"): entry
-        for entry in resources.files("hexgen2.cost").joinpath("profiles").iterdir()
-        if entry.name.endswith(".yaml")
-    }
-    if name not in shipped:
-        known = f"name one of {', '.join(sorted(shipped))}, or give" if shipped else "give"
-        raise InputError(
-            "--profile", "", f"there is no profile or file {name!r}", f"{known} the path of a file"
-        )
-    with resources.as_file(shipped[name]) as path:
-        return parse_profile(read_mapping(path, "profile file"), name)

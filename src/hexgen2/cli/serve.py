@@ -13,7 +13,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser("serve", help="serve a plan", description=__doc__)
     parser.add_argument("plan", metavar="PLAN", help="plan file (JSON)")
     parser.add_argument("--launcher", choices=("local",), default="local")
-    parser.add_argument("--engine", choices=("vllm",), default="vllm")
+    parser.add_argument("--engine", choices=("vllm", "emulated"), default="vllm")
     parser.add_argument("--host", default="127.0.0.1", help="address of the endpoint (default: %(default)s)")
     parser.add_argument("--port", type=inputs.port, default=8000, help="its port; 0 takes a free one")
     parser.add_argument("--api-key-file", type=Path, metavar="F", help="API keys that may ask, one a line")
@@ -31,6 +31,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="N",
         help="times in a row that an engine which ends is started again; 0: never (default: %(default)s)",
     )
+    emulated = parser.add_argument_group("--engine emulated: no GPUs, made-up tokens, the cost model's times")
+    emulated.add_argument(
+        "--slowdown", type=inputs.positive, default=1.0, metavar="X", help="all times X times as long"
+    )
+    inputs.add_profiles(emulated)
     output.add_json(parser)
     parser.set_defaults(run=run)
 
@@ -48,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 async def _serve(args: argparse.Namespace) -> None:
-    from hexgen2.cli.serving import Options, serving
+    from hexgen2.cli.serving import Emulation, Options, serving
     from hexgen2.deploy import RestartPolicy
     from hexgen2.specs.plan import load_plan
 
@@ -63,6 +68,7 @@ async def _serve(args: argparse.Namespace) -> None:
         weights=args.weights,
         source=args.plan,
         restarts=RestartPolicy(tries=args.max_restarts),
+        emulation=Emulation(tuple(args.profile), args.slowdown) if args.engine == "emulated" else None,
     )
     plan = load_plan(args.plan)
     console = output.progress_console()

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hexgen2.coordinator import ApiKeys, Coordinator, Tls, Tracing, kv_transfer_totals
 from hexgen2.deploy import (
+    Deployment,
     EngineFailed,
     EngineOptions,
     GroupEvent,
@@ -20,11 +21,13 @@ from hexgen2.deploy import (
     RestartPolicy,
     Supervisor,
     check_engine,
+    compile_emulated,
     compile_plan,
     free_ports,
     require_free,
 )
 from hexgen2.specs.catalog.models import load_model
+from hexgen2.specs.model import Model
 from hexgen2.specs.plan import Plan
 
 if TYPE_CHECKING:
@@ -32,6 +35,15 @@ if TYPE_CHECKING:
 
 READY_TIMEOUT_S = 1800.0
 """Loading a large model from a slow disk takes this long; a dead engine ends the wait at once."""
+
+
+@dataclass(frozen=True)
+class Emulation:
+    """Engines without GPUs in place of real ones: ``profiles`` their times are from (the plan's where none are
+    given), ``slowdown`` of all times."""
+
+    profiles: tuple[str, ...] = ()
+    slowdown: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -49,6 +61,7 @@ class Options:
     source: str = "plan"
     engine: EngineOptions = field(default_factory=EngineOptions)
     restarts: RestartPolicy = field(default_factory=RestartPolicy)
+    emulation: Emulation | None = None
 
 
 class Served:
@@ -98,6 +111,11 @@ class Served:
         else:
             self._give_up(event)
 
+    def lose(self, failure: EngineFailed) -> None:
+        """Nothing is left to serve with."""
+        if not self._lost.done():
+            self._lost.set_result(failure)
+
     def supervisor_ended(self, task: asyncio.Task[None]) -> None:
         """A mistake in the supervisor ends the service: without it a dead engine would stay unnoticed."""
         error = None if task.cancelled() else task.exception()
@@ -118,7 +136,7 @@ class Served:
         elif not self._lost.done():
             self._console.print(f"[bold red]{told}[/]")
             assert event.failure is not None, "a group is given up after a failure"
-            self._lost.set_result(event.failure)
+            self.lose(event.failure)
 
 
 @asynccontextmanager
@@ -135,11 +153,7 @@ async def serving(plan: Plan, options: Options, console: Console) -> AsyncIterat
     tracing = Tracing.to_endpoint(options.otlp_traces_endpoint)
     if options.port:
         require_free(options.host, options.port, "--port")
-    deployment = compile_plan(plan, model, free_ports(), options.engine, options.source)
-    for vendor in sorted(
-        {plan.cluster.gpu_by_id[gpu].type.vendor for group in plan.groups for gpu in group.gpus}
-    ):
-        check_engine(vendor, transfers=bool(plan.routes))
+    deployment = _deployment(plan, model, options)
     for note in deployment.notes:
         console.print(note)
     number = len(deployment.processes)
@@ -151,21 +165,44 @@ async def serving(plan: Plan, options: Options, console: Console) -> AsyncIterat
         coordinator = Coordinator(deployment.coordinator, keys, tls, tracing)
         await stack.enter_async_context(coordinator.running(options.host, options.port))
         served = Served(coordinator, console)
+        if options.emulation is not None:
+            await stack.enter_async_context(_in_background(_watch_fleet(launcher, served), served))
+            yield served
+            return
         groups = [engine.group_id for engine in deployment.coordinator.engines]
         supervisor = Supervisor(launcher, groups, served.note, options.restarts, coordinator.silent_for)
-        await stack.enter_async_context(_in_background(supervisor, served))
+        await stack.enter_async_context(_in_background(supervisor.run(), served))
         yield served
 
 
 @asynccontextmanager
-async def _in_background(supervisor: Supervisor, served: Served) -> AsyncIterator[None]:
-    task = asyncio.create_task(supervisor.run(), name="supervisor")
+async def _in_background(watching: Coroutine[Any, Any, None], served: Served) -> AsyncIterator[None]:
+    task = asyncio.create_task(watching, name="supervisor")
     task.add_done_callback(served.supervisor_ended)
     try:
         yield
     finally:
         task.cancel()
         await asyncio.wait((task,))
+
+
+def _deployment(plan: Plan, model: Model, options: Options) -> Deployment:
+    """The plan's processes; InputError where they cannot run here."""
+    emulation = options.emulation
+    if emulation is not None:
+        profiles = emulation.profiles or plan.profiles
+        return compile_emulated(plan, model, free_ports(), options.source, profiles, emulation.slowdown)
+    deployment = compile_plan(plan, model, free_ports(), options.engine, options.source)
+    for vendor in sorted(
+        {plan.cluster.gpu_by_id[gpu].type.vendor for group in plan.groups for gpu in group.gpus}
+    ):
+        check_engine(vendor, transfers=bool(plan.routes))
+    return deployment
+
+
+async def _watch_fleet(launcher: LocalLauncher, served: Served) -> None:
+    """Emulated engines are one process: when it ends, all is lost."""
+    served.lose(EngineFailed.exited(await launcher.watch()))
 
 
 def _tell(console: Console, progress: Progress) -> None:

@@ -33,8 +33,8 @@ def run(args: argparse.Namespace) -> int:
     import numpy as np
     from rich.progress import Progress
 
-    from hexgen2.cli.planning import load_efficiencies
     from hexgen2.cost import CostModel
+    from hexgen2.cost.profile_files import load_efficiencies
     from hexgen2.report.results import print_results
     from hexgen2.simulator import Requests, offline, poisson, replay, simulate
     from hexgen2.specs.catalog.models import load_model
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
         rate = args.rate or 0.75 * plan.throughput_rps
         requests = offline(lengths) if args.offline else poisson(lengths, rate, rng)
     slo = Slo(ttft_s=args.slo_ttft or plan.slo.ttft_s, tpot_s=args.slo_tpot or plan.slo.tpot_s)
-    cost = CostModel(load_model(plan.model), load_efficiencies(args.profile))
+    cost = CostModel(load_model(plan.model), load_efficiencies(args.profile or plan.profiles))
     with Progress(console=output.progress_console(), transient=True) as bar:
         task = bar.add_task("simulating", total=len(requests))
         result = simulate(

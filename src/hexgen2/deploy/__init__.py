@@ -1,6 +1,7 @@
 """From a plan to running processes: compile it to process specs, then launch those."""
 
 from hexgen2.deploy.compile import compile_plan, coordinator_config
+from hexgen2.deploy.emulated import compile_emulated
 from hexgen2.deploy.environment import check_engine
 from hexgen2.deploy.launcher import EngineFailed, Launcher, ProcessExit, Progress, ProgressCallback
 from hexgen2.deploy.local import LocalLauncher
@@ -28,6 +29,7 @@ __all__ = [
     "Site",
     "Supervisor",
     "check_engine",
+    "compile_emulated",
     "compile_plan",
     "coordinator_config",
     "counted_ports",

@@ -53,7 +53,7 @@ def compile_plan(
     context = EngineContext(
         plan=plan,
         model=model,
-        served_names=_served_names(plan, model),
+        served_names=served_names(plan, model),
         numerics=agreed,
         transfer=transfer,
         options=options,
@@ -159,7 +159,7 @@ def _url(host: str, port: int) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _served_names(plan: Plan, model: Model) -> tuple[str, ...]:
+def served_names(plan: Plan, model: Model) -> tuple[str, ...]:
     """What clients may call the model: the plan's name for it; a directory goes by its own name."""
     asked = Path(plan.model).name if "/" in plan.model else plan.model
     return tuple(dict.fromkeys((asked, model.name)))

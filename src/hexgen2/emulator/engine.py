@@ -6,10 +6,16 @@ import asyncio
 import contextlib
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import inf
 
-from hexgen2.emulator.timing import Timing
+from hexgen2.emulator.memory import KvMemory
+from hexgen2.emulator.timing import Timing, Work
 from hexgen2.emulator.tokens import TokenModel
+
+MEMORY_POLL_S = 0.1
+"""How often an engine that has no memory left looks whether a lease on some of it has run out."""
 
 
 @dataclass(eq=False)
@@ -20,12 +26,29 @@ class Sequence:
     max_tokens: int
     kv_ready: bool = False  # the prompt's KV cache came from elsewhere: no prefill
     garbage: bool = False  # ... and was the wrong one: the tokens will be wrong, as on a real engine
+    blocks: int = 0  # of KV memory that it holds
+    keeps_blocks: bool = False  # at its end: another engine will fetch its KV cache
     queue: asyncio.Queue[int | None] = field(default_factory=asyncio.Queue)
     generated: int = 0
     aborted: bool = False
 
     def __post_init__(self) -> None:
         self._model = TokenModel([*self.prompt, -2] if self.garbage else self.prompt)
+        self.to_compute = 0 if self.kv_ready else len(self.prompt)
+        self.computed = 0
+
+    @property
+    def context(self) -> int:
+        """Tokens whose KV cache it has, or will have when its prompt is computed."""
+        return len(self.prompt) + self.generated
+
+    @property
+    def decodes(self) -> bool:
+        return self.computed == self.to_compute
+
+    def start_over(self) -> None:
+        """Lose the KV cache: all tokens so far are computed again."""
+        self.to_compute, self.computed = self.context, 0
 
     def step(self) -> bool:
         """Generate one token; True when that was the last."""
@@ -38,15 +61,26 @@ class Sequence:
 
 
 class EngineCore:
-    """Admits waiting sequences into at most `max_batch` slots, prefills them, steps all, and repeats."""
+    """Admits waiting sequences into at most `max_batch` slots and the KV memory, and runs iterations of them.
 
-    def __init__(self, timing: Timing, max_batch: int) -> None:
+    As in vLLM an iteration has one token of every decoding sequence and fills its token budget with prompts, or
+    chunks of them, in their order. When a decoding sequence gets no block, the one that was admitted last gives
+    up its own and is computed again.
+    """
+
+    def __init__(
+        self, timing: Timing, max_batch: int, token_budget: float = inf, memory: KvMemory | None = None
+    ) -> None:
         self.timing = timing
         self.max_batch = max_batch
+        self.token_budget = token_budget
+        self.memory = memory or KvMemory()
+        self.reclaim: Callable[[], None] = lambda: None  # called when memory is short
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.prompt_tokens_total = 0
         self.generation_tokens_total = 0
+        self.preemptions_total = 0
         self.busy_s = 0.0
         self.aborted_total = 0
         self.thawed = asyncio.Event()  # not set: a hang, time stands still
@@ -77,11 +111,12 @@ class EngineCore:
                 self.running.remove(sequence)
             else:
                 self.waiting.remove(sequence)
+            self._release(sequence)
 
     @property
     def kv_tokens(self) -> int:
         """Tokens whose KV cache the running sequences hold."""
-        return sum(len(s.prompt) + s.generated for s in self.running)
+        return sum(s.context for s in self.running)
 
     async def _loop(self) -> None:
         due = time.monotonic()
@@ -91,14 +126,18 @@ class EngineCore:
                 await self._wake.wait()
                 due = time.monotonic()
                 continue
-            admitted: list[Sequence] = []
-            while self.waiting and len(self.running) + len(admitted) < self.max_batch:
-                admitted.append(self.waiting.popleft())
-            self.running.extend(admitted)
-            fresh = sum(len(s.prompt) for s in admitted if not s.kv_ready)
-            took = self.timing.prefill_s(fresh) if fresh else 0.0
-            took += self.timing.decode_step_s(len(self.running), self.kv_tokens)
-            self.prompt_tokens_total += sum(len(s.prompt) for s in admitted)
+            self._admit()
+            self._grow()
+            decoding = [s for s in self.running if s.decodes]
+            chunks = self._chunks(len(decoding))
+            if not (decoding or chunks):  # no memory for the first that waits
+                self._wake.clear()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._wake.wait(), MEMORY_POLL_S)
+                self.reclaim()
+                due = time.monotonic()
+                continue
+            took = self.timing.iteration_s(_work(decoding, chunks))
             self.busy_s += took
             # Sleep to a due time, not for a duration: what the event loop oversleeps is not added up over
             # the steps.
@@ -106,8 +145,70 @@ class EngineCore:
             await asyncio.sleep(max(0.0, due - time.monotonic()))
             if self.frozen:
                 continue
-            self.generation_tokens_total += len(self.running)
-            self.running = [s for s in self.running if not s.step()]
+            self._finish(decoding, chunks)
+
+    def _admit(self) -> None:
+        while self.waiting and len(self.running) < self.max_batch:
+            head = self.waiting[0]
+            if not head.blocks:
+                blocks = self.memory.blocks(head.context)
+                if not self.memory.try_take(blocks):
+                    break
+                head.blocks = blocks
+            self.waiting.popleft()
+            self.running.append(head)
+
+    def _grow(self) -> None:
+        """A block more for each decoding sequence whose next token begins one."""
+        for sequence in list(self.running):
+            needed = self.memory.blocks(sequence.context + 1)
+            while sequence in self.running and sequence.decodes and needed > sequence.blocks:
+                if self.memory.grow(1):
+                    sequence.blocks += 1
+                else:
+                    self._preempt()
+
+    def _preempt(self) -> None:
+        last = self.running.pop()
+        self._release(last)
+        last.start_over()
+        self.preemptions_total += 1
+        self.waiting.appendleft(last)
+
+    def _chunks(self, decoding: int) -> list[tuple[Sequence, int]]:
+        """Prompts, or parts of them, within what the decoding sequences leave of the budget."""
+        room = max(1.0, self.token_budget - decoding)
+        chunks: list[tuple[Sequence, int]] = []
+        for sequence in self.running:
+            if room <= 0:
+                break
+            if not sequence.decodes:
+                size = int(min(sequence.to_compute - sequence.computed, room))
+                chunks.append((sequence, size))
+                room -= size
+        return chunks
+
+    def _finish(self, decoding: list[Sequence], chunks: list[tuple[Sequence, int]]) -> None:
+        """The iteration is over: tokens for those that are still here."""
+        here = set(map(id, self.running))
+        yielding = [s for s in decoding if id(s) in here]
+        for sequence, size in chunks:
+            if id(sequence) in here:
+                sequence.computed += size
+                self.prompt_tokens_total += size
+                if sequence.decodes:
+                    yielding.append(sequence)
+        self.generation_tokens_total += len(yielding)
+        ended = {id(s) for s in yielding if s.step()}
+        if ended:
+            for sequence in self.running:
+                if id(sequence) in ended and not sequence.keeps_blocks:
+                    self._release(sequence)
+            self.running = [s for s in self.running if id(s) not in ended]
+
+    def _release(self, sequence: Sequence) -> None:
+        self.memory.give(sequence.blocks)
+        sequence.blocks = 0
 
     @property
     def frozen(self) -> bool:
@@ -119,3 +220,13 @@ class EngineCore:
     def thaw(self) -> None:
         self.thawed.set()
         self._wake.set()
+
+
+def _work(decoding: list[Sequence], chunks: list[tuple[Sequence, int]]) -> Work:
+    return Work(
+        prompts=len(chunks),
+        prompt_tokens=sum(size for _, size in chunks),
+        squares=sum((s.computed + size) ** 2 - s.computed**2 for s, size in chunks),
+        batch=len(decoding),
+        context=sum(s.context + 1 for s in decoding),
+    )

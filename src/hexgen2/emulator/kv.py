@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,11 +21,16 @@ from hexgen2.emulator.tokens import fingerprint
 PULL_PATH = "/emulator/kv/"
 
 
+def _nothing() -> None:
+    pass
+
+
 @dataclass(frozen=True)
 class _Held:
     fingerprint: int
     tokens: int
     expires: float
+    gone: Callable[[], None]
 
 
 class KvStore:
@@ -38,11 +44,14 @@ class KvStore:
         self._numbers = itertools.count()
         self.expired_total = 0
 
-    def offer(self, request_id: str, prompt: list[int], host: str, port: int) -> dict[str, Any]:
-        """Hold a prompt's KV cache; the `kv_transfer_params` that fetch it."""
-        self._expire()
+    def offer(
+        self, request_id: str, prompt: list[int], host: str, port: int, gone: Callable[[], None] = _nothing
+    ) -> dict[str, Any]:
+        """Hold a prompt's KV cache; the `kv_transfer_params` that fetch it. ``gone`` is called when nobody
+        holds it any more."""
+        self.expire()
         key = f"{request_id}-{next(self._numbers)}"
-        self._held[key] = _Held(fingerprint(prompt), len(prompt), time.monotonic() + self._lease_s)
+        self._held[key] = _Held(fingerprint(prompt), len(prompt), time.monotonic() + self._lease_s, gone)
         blocks = -(-len(prompt) // self._block_size)
         return {
             "do_remote_prefill": True,
@@ -58,18 +67,22 @@ class KvStore:
 
     def pull(self, key: str) -> _Held | None:
         """Give a prompt's KV cache away; None where the lease has run out or it is gone."""
-        self._expire()
-        return self._held.pop(key, None)
+        self.expire()
+        held = self._held.pop(key, None)
+        if held is not None:
+            held.gone()
+        return held
 
     @property
     def held(self) -> int:
-        self._expire()
+        self.expire()
         return len(self._held)
 
-    def _expire(self) -> None:
+    def expire(self) -> None:
+        """Drop what was not fetched within its lease."""
         now = time.monotonic()
         for key in [key for key, held in self._held.items() if held.expires < now]:
-            del self._held[key]
+            self._held.pop(key).gone()
             self.expired_total += 1
 
 

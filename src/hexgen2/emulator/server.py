@@ -10,6 +10,7 @@ import uuid
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any
 
 import aiohttp
@@ -19,8 +20,9 @@ from hexgen2.emulator import kv as kv_cache
 from hexgen2.emulator import protocol, tokens
 from hexgen2.emulator.engine import EngineCore, Sequence
 from hexgen2.emulator.faults import Fault
+from hexgen2.emulator.memory import KvMemory
 from hexgen2.emulator.protocol import Generation, Refused
-from hexgen2.emulator.timing import LinearTiming, Timing
+from hexgen2.emulator.timing import LinearTiming, TimedTransfers, Timing, Transfers
 
 LOG_LENGTH = 4096
 
@@ -28,7 +30,8 @@ LOG_LENGTH = 4096
 @dataclass(frozen=True)
 class EmulatorConfig:
     """What an emulated engine pretends to be. `role` only shows in its id: like vLLM, it does what a
-    request asks. `kv_tokens`: the size of its KV cache, which only shows in its metrics.
+    request asks. `name`: what others call it when they fetch from it (`Transfers`), its role by default.
+    `token_budget`: tokens of one iteration at most. `kv_tokens`: the size of its KV cache.
     """
 
     model_names: tuple[str, ...] = ("emulated",)
@@ -39,6 +42,10 @@ class EmulatorConfig:
     kv_bytes_per_token: int = 4096
     kv_tokens: int = 1 << 20
     lease_s: float = 30.0
+    name: str | None = None
+    token_budget: float = inf
+    block_size: int = 16
+    transfers: Transfers | None = None  # what `timing` says, where there are none
 
 
 @dataclass(frozen=True)
@@ -61,9 +68,12 @@ class EmulatedEngine:
     def __init__(self, config: EmulatorConfig | None = None, fault: Fault | None = None) -> None:
         self.config = config or EmulatorConfig()
         self.fault = fault
-        self.core = EngineCore(self.config.timing, self.config.max_batch)
-        self.engine_id = f"{self.config.role}-{uuid.uuid4().hex[:8]}"
-        self.kv_store = kv_cache.KvStore(self.engine_id, self.config.lease_s)
+        given = self.config
+        memory = KvMemory(given.kv_tokens, given.block_size)
+        self.core = EngineCore(given.timing, given.max_batch, given.token_budget, memory)
+        self.engine_id = f"{given.name or given.role}-{uuid.uuid4().hex[:8]}"
+        self.kv_store = kv_cache.KvStore(self.engine_id, given.lease_s, given.block_size)
+        self.core.reclaim = self.kv_store.expire
         self.received: deque[Received] = deque(maxlen=LOG_LENGTH)
         self.kv_bytes = 0
         self.kv_pulls = 0
@@ -73,8 +83,13 @@ class EmulatedEngine:
         self.host = "127.0.0.1"
         self.port = 0
         self.on_die: Callable[[], None] = self.kill
+        self._transfers = given.transfers or TimedTransfers(given.timing)
         self._runner: web.AppRunner | None = None
         self._session: aiohttp.ClientSession | None = None
+
+    @property
+    def _longest(self) -> int:
+        return min(self.config.max_model_len, self.config.kv_tokens)
 
     @property
     def url(self) -> str:
@@ -196,7 +211,7 @@ class EmulatedEngine:
         values: dict[str, float] = {
             "vllm:num_requests_running": len(core.running),
             "vllm:num_requests_waiting": len(core.waiting),
-            "vllm:kv_cache_usage_perc": min(1.0, core.kv_tokens / self.config.kv_tokens),
+            "vllm:kv_cache_usage_perc": core.memory.used / core.memory.total,
             "vllm:prompt_tokens_total": core.prompt_tokens_total,
             "vllm:generation_tokens_total": core.generation_tokens_total,
             "vllm:nixl_bytes_transferred_sum": self.kv_bytes,
@@ -230,7 +245,7 @@ class EmulatedEngine:
             refused = protocol.error_body(status, "fault on demand", "InternalServerError")
             return web.json_response(refused, status=status)
         try:
-            generation = protocol.parse(body, chat, self.config.model_names, self.config.max_model_len)
+            generation = protocol.parse(body, chat, self.config.model_names, self._longest)
             sequences = await self._sequences(generation)
         except Refused as error:
             return web.json_response(error.body, status=error.status)
@@ -247,38 +262,71 @@ class EmulatedEngine:
         finally:
             for sequence in sequences:
                 self.core.abort(sequence)
+                self.core.memory.give(
+                    sequence.blocks
+                )  # it ended, and nobody was told where to fetch its KV cache
+                sequence.blocks = 0
 
     async def _sequences(self, g: Generation) -> list[Sequence]:
         """The generations of a request, index order as in its answer; KV caches are pulled here."""
         sequences = []
         for prompt in g.prompts:
             for copy in range(g.n):
-                ready, right = await self._receive(g, list(prompt))
+                received = await self._receive(g, list(prompt))
                 # Copies differ as samples do: the copy's number is folded into the model's state, not the
                 # prompt.
                 seed = [*prompt, -10 - copy] if copy else list(prompt)
-                sequences.append(
-                    Sequence(seed, max(1, g.max_tokens), kv_ready=ready, garbage=ready and not right)
-                )
+                sequence = Sequence(seed, max(1, g.max_tokens), keeps_blocks=bool(_fetched_later(g)))
+                if received is not None:
+                    sequence = Sequence(
+                        seed,
+                        max(1, g.max_tokens),
+                        kv_ready=True,
+                        garbage=not received.right,
+                        blocks=received.blocks,
+                    )
+                sequences.append(sequence)
         return sequences
 
-    async def _receive(self, g: Generation, prompt: list[int]) -> tuple[bool, bool]:
-        """(a KV cache was loaded, it was the right one)."""
+    async def _receive(self, g: Generation, prompt: list[int]) -> _Arrived | None:
+        """Take memory for a KV cache and fetch it; None where the prompt is computed here.
+
+        As with NIXL the producer learns at the end of a transfer that it may free its blocks.
+        """
         if not (g.kv and g.kv.get("do_remote_prefill") and g.kv.get("remote_request_id")):
-            return False, False
+            return None
         assert self._session is not None
+        blocks = self.core.memory.blocks(len(prompt))
+        await self.core.memory.take(blocks)
         began = time.monotonic()
         try:
+            source = str(g.kv.get("remote_engine_id")).rpartition("-")[0]
+            await self._transfers.move(source, len(prompt))
             right = await kv_cache.fetch(self._session, g.kv, prompt)
         except kv_cache.PullFailed as error:
+            self.core.memory.give(blocks)
             self.kv_failed += 1
             message = f"KV load failed: {error}"
             raise Refused(500, message, "InternalServerError") from error
-        await asyncio.sleep(self.config.timing.kv_transfer_s(len(prompt)))
+        except BaseException:
+            self.core.memory.give(blocks)
+            raise
         self.kv_bytes += len(prompt) * self.config.kv_bytes_per_token
         self.kv_pulls += 1
         self.kv_seconds += time.monotonic() - began
-        return True, right
+        return _Arrived(blocks, right)
+
+
+@dataclass(frozen=True)
+class _Arrived:
+    """A KV cache that was fetched: the blocks it fills, and whether it was the right one."""
+
+    blocks: int
+    right: bool
+
+
+def _fetched_later(g: Generation) -> bool:
+    return bool(g.kv and g.kv.get("do_remote_decode"))
 
 
 async def _json(request: web.Request) -> Any:
@@ -367,11 +415,13 @@ class _Run:
         )
 
     def _offer(self) -> protocol.Body | None:
-        kv = self.g.kv
-        if not (kv and kv.get("do_remote_decode")):
+        if not _fetched_later(self.g):
             return None
-        engine = self.engine
-        return engine.kv_store.offer(self.id, list(self.g.prompts[0]), engine.host, engine.port)
+        engine, sequence = self.engine, self.sequences[0]
+        memory, blocks = engine.core.memory, sequence.blocks
+        sequence.blocks = 0  # from now on they are the store's
+        prompt = list(self.g.prompts[0])
+        return engine.kv_store.offer(self.id, prompt, engine.host, engine.port, lambda: memory.give(blocks))
 
     async def stream(self, request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})

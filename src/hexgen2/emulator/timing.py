@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
+
+from hexgen2.cost.capacity import cycle_seconds
+from hexgen2.cost.stage import StageCost
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one iteration carries: ``prompt_tokens`` of ``prompts`` prompts (or chunks of them) with Σ of their
+    squares' growth ``squares``, and ``batch`` sequences that decode over ``context`` tokens together."""
+
+    prompts: int
+    prompt_tokens: int
+    squares: int
+    batch: int
+    context: int
 
 
 class Timing(Protocol):
     """Seconds an engine spends on each kind of work. Implementations are pure."""
 
-    def prefill_s(self, tokens: int) -> float:
-        """Seconds to compute the KV cache of `tokens` prompt tokens that run together."""
-        ...
-
-    def decode_step_s(self, batch: int, context: int) -> float:
-        """Seconds of one decode step of `batch` sequences whose contexts sum to `context` tokens."""
+    def iteration_s(self, work: Work) -> float:
+        """Seconds of one iteration."""
         ...
 
     def kv_transfer_s(self, tokens: int) -> float:
@@ -33,11 +46,51 @@ class LinearTiming:
     step_per_context_token_s: float = 0.0
     kv_per_token_s: float = 0.0
 
-    def prefill_s(self, tokens: int) -> float:
-        return self.prefill_base_s + tokens * self.prefill_per_token_s
-
-    def decode_step_s(self, batch: int, context: int) -> float:
-        return self.step_base_s + batch * self.step_per_sequence_s + context * self.step_per_context_token_s
+    def iteration_s(self, work: Work) -> float:
+        seconds = self.step_base_s + (work.batch + work.prompts) * self.step_per_sequence_s
+        seconds += (work.context + work.prompt_tokens) * self.step_per_context_token_s
+        if work.prompts:
+            seconds += self.prefill_base_s + work.prompt_tokens * self.prefill_per_token_s
+        return seconds
 
     def kv_transfer_s(self, tokens: int) -> float:
         return tokens * self.kv_per_token_s
+
+
+@dataclass(frozen=True)
+class ModelledTiming:
+    """The cost model's times of a serving group: ``costs`` of its stages.
+
+    ``slowdown``: everything takes that many times as long, so that one machine keeps up with many engines.
+    """
+
+    costs: Sequence[StageCost]
+    slowdown: float = 1.0
+
+    def iteration_s(self, work: Work) -> float:
+        sequences = work.batch + work.prompts
+        tokens = work.batch + work.prompt_tokens
+        seconds = cycle_seconds(self.costs, sequences, tokens, work.squares, work.context, sequences)
+        return self.slowdown * seconds
+
+    def kv_transfer_s(self, tokens: int) -> float:
+        """Nothing: transfers take the time of the links they share (see `fleet`)."""
+        return 0.0 * tokens
+
+
+class Transfers(Protocol):
+    """What moves KV caches between engines."""
+
+    async def move(self, source: str, tokens: int) -> None:
+        """Return when the KV cache of ``tokens`` tokens has come from the engine named ``source``."""
+        ...
+
+
+@dataclass(frozen=True)
+class TimedTransfers:
+    """Each transfer takes what a timing says, whatever else is under way."""
+
+    timing: Timing
+
+    async def move(self, source: str, tokens: int) -> None:  # noqa: ARG002
+        await asyncio.sleep(self.timing.kv_transfer_s(tokens))

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from heapq import heappop, heappush
-from typing import Any
+from typing import Any, Protocol
+
+
+class Clock(Protocol):
+    """Calls functions at times to come: simulated ones here, real ones in the emulator."""
+
+    @property
+    def now(self) -> float: ...
+
+    def at(self, time: float, call: Callable[[Any], None], argument: Any = None) -> None: ...
 
 
 class Events:

@@ -12,7 +12,11 @@ from heapq import heappop, heappush
 from math import inf
 from typing import Any
 
-from hexgen2.simulator.events import Events
+from hexgen2.cost.transfer import capacity, kv_loads, resources
+from hexgen2.simulator.events import Clock
+from hexgen2.simulator.placement import placement
+from hexgen2.specs.model import Model
+from hexgen2.specs.plan import Plan
 
 
 def fair_rates(
@@ -48,7 +52,7 @@ class Component:
     """Routes that are coupled by shared resources, and the transfers on them."""
 
     def __init__(
-        self, events: Events, loads: Sequence[Mapping[Hashable, float]], capacity: Mapping[Hashable, float]
+        self, events: Clock, loads: Sequence[Mapping[Hashable, float]], capacity: Mapping[Hashable, float]
     ) -> None:
         self._events = events
         self._loads = loads
@@ -123,7 +127,7 @@ class Network:
 
     def __init__(
         self,
-        events: Events,
+        events: Clock,
         loads: Mapping[Hashable, Mapping[Hashable, float]],
         latencies: Mapping[Hashable, float],
         capacity: Mapping[Hashable, float],
@@ -145,6 +149,25 @@ class Network:
             self._events.at(self._events.now + latency, call, what)
 
         component.start(place, tokens, sent, argument)
+
+
+def network_of(plan: Plan, model: Model, events: Clock) -> tuple[Network, dict[tuple[str, str], float]]:
+    """The network of a plan's routes (source, target), and the bytes that a token of each sends in all."""
+    cluster = plan.cluster
+    loads: dict[Hashable, dict[Hashable, float]] = {}
+    latencies: dict[Hashable, float] = {}
+    capacities: dict[Hashable, float] = {}
+    token_bytes: dict[tuple[str, str], float] = {}
+    for route in plan.routes:
+        key = (route.source, route.target)
+        source, target = (placement(plan, plan.group_by_id[group]) for group in key)
+        by_pair = kv_loads(model, source, target, 1.0)
+        load = dict(resources(cluster, by_pair))
+        loads[key] = {resource: size for resource, size in load.items()}  # noqa: C416
+        latencies[key] = max(float(cluster.latency[pair]) for pair in by_pair)
+        token_bytes[key] = sum(by_pair.values())
+        capacities.update({resource: capacity(cluster, resource) for resource in load})
+    return Network(events, loads, latencies, capacities), token_bytes
 
 
 def _coupled(loads: Mapping[Hashable, Mapping[Hashable, float]]) -> list[list[Hashable]]:

@@ -6,13 +6,13 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from hexgen2.cost.layout import PlacedStage, Placement, shape
+from hexgen2.cost.layout import shape
 from hexgen2.cost.replica import Compiled, CostModel
-from hexgen2.cost.transfer import capacity, kv_loads, resources
 from hexgen2.simulator.batching import Engine
 from hexgen2.simulator.events import Events
 from hexgen2.simulator.load import Requests
-from hexgen2.simulator.network import Network
+from hexgen2.simulator.network import network_of
+from hexgen2.simulator.placement import placement
 from hexgen2.simulator.prefill import PrefillGroup
 from hexgen2.simulator.result import SimulationResult, summarise
 from hexgen2.simulator.sequence import Sequence
@@ -49,15 +49,6 @@ def simulate(
     return simulation.run(plan.slo if slo is None else slo)
 
 
-def placement(plan: Plan, group: Group) -> Placement:
-    """A group's stages by the cluster's GPU indices."""
-    gpus = plan.cluster.gpu_by_id
-    return tuple(
-        PlacedStage(tuple(gpus[gpu].index for gpu in stage.gpus), stage.first_layer, stage.layers)
-        for stage in group.stages
-    )
-
-
 class _Simulation:
     def __init__(
         self,
@@ -79,8 +70,7 @@ class _Simulation:
         }
         self._prefill = {group.id: self._prefill_group(group) for group in plan.role_groups("prefill")}
         self._engines = {group.id: self._engine(group) for group in plan.groups if group.role != "prefill"}
-        self._bytes_per_token: dict[tuple[str, str], float] = {}
-        self._network = self._build_network()
+        self._network, self._bytes_per_token = network_of(plan, cost.model, self._events)
         paths = [Path(route.source, route.target, route.share, route.class_shares) for route in plan.routes]
         paths += [
             Path(None, group.id, group.share, group.class_shares) for group in plan.role_groups("colocated")
@@ -206,22 +196,6 @@ class _Simulation:
             fetch,
             hold_back=self._hold_back,
         )
-
-    def _build_network(self) -> Network:
-        """The plan's routes with what one token loads on each resource."""
-        plan, cluster = self._plan, self._plan.cluster
-        loads: dict[Any, dict[Any, float]] = {}
-        latencies: dict[Any, float] = {}
-        capacities: dict[Any, float] = {}
-        for route in plan.routes:
-            key = (route.source, route.target)
-            source, target = (placement(plan, plan.group_by_id[group]) for group in key)
-            by_pair = kv_loads(self._cost.model, source, target, 1.0)
-            loads[key] = dict(resources(cluster, by_pair))
-            latencies[key] = max(float(cluster.latency[pair]) for pair in by_pair)
-            self._bytes_per_token[key] = sum(by_pair.values())
-            capacities.update({resource: capacity(cluster, resource) for resource in loads[key]})
-        return Network(self._events, loads, latencies, capacities)
 
     def _group_figures(self, span: float) -> dict[str, dict[str, Any]]:
         """What each group did, for the results' ``per_group``; ``busy``: part of the time it computed."""
