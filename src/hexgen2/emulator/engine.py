@@ -35,7 +35,9 @@ class Sequence:
     def __post_init__(self) -> None:
         self._model = TokenModel([*self.prompt, -2] if self.garbage else self.prompt)
         self.to_compute = 0 if self.kv_ready else len(self.prompt)
+        self.begun = 0  # of these tokens, in iterations that have begun
         self.computed = 0
+        self.stepping = False  # its next token is under way
 
     @property
     def context(self) -> int:
@@ -48,7 +50,11 @@ class Sequence:
 
     def start_over(self) -> None:
         """Lose the KV cache: all tokens so far are computed again."""
-        self.to_compute, self.computed = self.context, 0
+        self.to_compute, self.begun, self.computed = self.context, 0, 0
+
+    @property
+    def under_way(self) -> bool:
+        return self.stepping or self.begun > self.computed
 
     def step(self) -> bool:
         """Generate one token; True when that was the last."""
@@ -65,7 +71,8 @@ class EngineCore:
 
     As in vLLM an iteration has one token of every decoding sequence and fills its token budget with prompts, or
     chunks of them, in their order. When a decoding sequence gets no block, the one that was admitted last gives
-    up its own and is computed again.
+    up its own and is computed again. A timing of several stages is a pipeline: a batch begins when the first
+    stage is free, and passes each stage after the batch before it.
     """
 
     def __init__(
@@ -87,16 +94,19 @@ class EngineCore:
         self.thawed.set()
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._flying = 0
+        self._leaving: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._loop(), name="emulated-engine")
+        self._task.add_done_callback(_tell_of_mistake)
 
     async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
-            self._task = None
+        tasks = [task for task in (self._task, *self._leaving) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._task = None
 
     def submit(self, sequence: Sequence) -> None:
         self.waiting.append(sequence)
@@ -119,32 +129,65 @@ class EngineCore:
         return sum(s.context for s in self.running)
 
     async def _loop(self) -> None:
-        due = time.monotonic()
+        free = [0.0] * self.timing.depth  # when each stage has done what it has
+        idle = True
         while True:
-            if self.frozen or not (self.running or self.waiting):
-                self._wake.clear()
-                await self._wake.wait()
-                due = time.monotonic()
+            if self.frozen or not (self.running or self.waiting) or self._flying >= len(free):
+                await self._woken()
+                idle = True
                 continue
             self._admit()
             self._grow()
-            decoding = [s for s in self.running if s.decodes]
+            decoding = [s for s in self.running if s.decodes and not s.stepping and self._has_room(s)]
             chunks = self._chunks(len(decoding))
-            if not (decoding or chunks):  # no memory for the first that waits
-                self._wake.clear()
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), MEMORY_POLL_S)
+            if not (decoding or chunks):  # all is under way, or there is no memory for the first that waits
+                await self._woken(MEMORY_POLL_S)
                 self.reclaim()
-                due = time.monotonic()
+                idle = True
                 continue
-            took = self.timing.iteration_s(_work(decoding, chunks))
-            self.busy_s += took
-            # Sleep to a due time, not for a duration: what the event loop oversleeps is not added up over
-            # the steps.
-            due = max(due + took, time.monotonic() - 0.05)
-            await asyncio.sleep(max(0.0, due - time.monotonic()))
-            if self.frozen:
-                continue
+            work = _work(decoding, chunks)
+            times = self.timing.stages_s(work)
+            self.busy_s += max(times)
+            # From due time to due time: what the event loop oversleeps is not added up over the iterations.
+            now = time.monotonic()
+            end = max(free[0], now if idle else now - 0.05)
+            idle = False
+            for stage, seconds in enumerate(times):
+                end = free[stage] = max(end, free[stage]) + seconds
+            for sequence, size in chunks:
+                sequence.begun += size
+            for sequence in decoding:
+                sequence.stepping = True
+            if len(free) == 1:
+                await self._finish_at(end, decoding, chunks)
+            else:
+                self._flying += 1
+                task = asyncio.create_task(self._leave(end, decoding, chunks))
+                self._leaving.add(task)
+                task.add_done_callback(self._leaving.discard)
+                await asyncio.sleep(max(0.0, free[0] - time.monotonic()))
+
+    async def _woken(self, limit_s: float | None = None) -> None:
+        self._wake.clear()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._wake.wait(), limit_s)
+
+    async def _leave(self, end: float, decoding: list[Sequence], chunks: list[tuple[Sequence, int]]) -> None:
+        """A batch goes through the pipeline."""
+        await self._finish_at(end, decoding, chunks)
+        self._flying -= 1
+        self._wake.set()
+
+    async def _finish_at(
+        self, end: float, decoding: list[Sequence], chunks: list[tuple[Sequence, int]]
+    ) -> None:
+        await asyncio.sleep(max(0.0, end - time.monotonic()))
+        if self.frozen:  # time stands still: what was under way is done again later
+            for sequence, size in chunks:
+                sequence.begun -= size
+            for sequence in decoding:
+                sequence.stepping = False
+        else:
             self._finish(decoding, chunks)
 
     def _admit(self) -> None:
@@ -165,15 +208,23 @@ class EngineCore:
             while sequence in self.running and sequence.decodes and needed > sequence.blocks:
                 if self.memory.grow(1):
                     sequence.blocks += 1
-                else:
-                    self._preempt()
+                elif not self._preempt():
+                    break
 
-    def _preempt(self) -> None:
-        last = self.running.pop()
+    def _has_room(self, sequence: Sequence) -> bool:
+        return sequence.blocks >= self.memory.blocks(sequence.context + 1)
+
+    def _preempt(self) -> bool:
+        """Take the memory of the sequence that was admitted last, of those that are not under way."""
+        last = next((s for s in reversed(self.running) if not s.under_way), None)
+        if last is None:
+            return False
+        self.running.remove(last)
         self._release(last)
         last.start_over()
         self.preemptions_total += 1
         self.waiting.appendleft(last)
+        return True
 
     def _chunks(self, decoding: int) -> list[tuple[Sequence, int]]:
         """Prompts, or parts of them, within what the decoding sequences leave of the budget."""
@@ -182,8 +233,8 @@ class EngineCore:
         for sequence in self.running:
             if room <= 0:
                 break
-            if not sequence.decodes:
-                size = int(min(sequence.to_compute - sequence.computed, room))
+            if sequence.begun < sequence.to_compute:
+                size = int(min(sequence.to_compute - sequence.begun, room))
                 chunks.append((sequence, size))
                 room -= size
         return chunks
@@ -191,6 +242,8 @@ class EngineCore:
     def _finish(self, decoding: list[Sequence], chunks: list[tuple[Sequence, int]]) -> None:
         """The iteration is over: tokens for those that are still here."""
         here = set(map(id, self.running))
+        for sequence in decoding:
+            sequence.stepping = False
         yielding = [s for s in decoding if id(s) in here]
         for sequence, size in chunks:
             if id(sequence) in here:
@@ -222,11 +275,17 @@ class EngineCore:
         self._wake.set()
 
 
+def _tell_of_mistake(task: asyncio.Task[None]) -> None:
+    """An engine that died of its own mistake must not look like one that hangs."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        task.get_loop().call_exception_handler({"message": "an emulated engine died", "exception": error})
+
+
 def _work(decoding: list[Sequence], chunks: list[tuple[Sequence, int]]) -> Work:
     return Work(
         prompts=len(chunks),
         prompt_tokens=sum(size for _, size in chunks),
-        squares=sum((s.computed + size) ** 2 - s.computed**2 for s, size in chunks),
+        squares=sum((s.begun + size) ** 2 - s.begun**2 for s, size in chunks),
         batch=len(decoding),
         context=sum(s.context + 1 for s in decoding),
     )

@@ -78,17 +78,18 @@ def engines_of(
         compiled = cost.compiled(shape(plan.cluster, placement(plan, group)))
         sources = frozenset(source for source, target in token_bytes if target == group.id)
         arriving = [size for (_, target), size in token_bytes.items() if target == group.id]
-        settings = cost.settings
+        settings, prefill = cost.settings, group.role == "prefill"
         engines[group.id] = EmulatedEngine(
             EmulatorConfig(
                 model_names=tuple(model_names),
                 role=group.role,
                 name=group.id,
-                timing=ModelledTiming(compiled.costs, slowdown),
+                timing=ModelledTiming(compiled.costs, prefill, slowdown),
                 max_batch=group.max_batch,
                 kv_bytes_per_token=round(arriving[0] if arriving else cost.model.kv_bytes_per_token),
                 kv_tokens=compiled.max_tokens,
-                token_budget=settings.token_budget * len(compiled.costs),
+                # A decoding pipeline takes one micro-batch per stage, each with a budget of its own.
+                token_budget=settings.token_budget * (1 if prefill else len(compiled.costs)),
                 block_size=settings.block_size,
                 lease_s=LEASE_S * slowdown,
                 transfers=SharedLinks(network, group.id, sources) if sources else None,

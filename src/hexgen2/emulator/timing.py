@@ -26,8 +26,13 @@ class Work:
 class Timing(Protocol):
     """Seconds an engine spends on each kind of work. Implementations are pure."""
 
-    def iteration_s(self, work: Work) -> float:
-        """Seconds of one iteration."""
+    @property
+    def depth(self) -> int:
+        """How many batches are under way at once, one in each stage that `stages_s` tells of."""
+        ...
+
+    def stages_s(self, work: Work) -> Sequence[float]:
+        """Seconds that an iteration keeps each stage busy, one after another."""
         ...
 
     def kv_transfer_s(self, tokens: int) -> float:
@@ -46,12 +51,16 @@ class LinearTiming:
     step_per_context_token_s: float = 0.0
     kv_per_token_s: float = 0.0
 
-    def iteration_s(self, work: Work) -> float:
+    @property
+    def depth(self) -> int:
+        return 1
+
+    def stages_s(self, work: Work) -> Sequence[float]:
         seconds = self.step_base_s + (work.batch + work.prompts) * self.step_per_sequence_s
         seconds += (work.context + work.prompt_tokens) * self.step_per_context_token_s
         if work.prompts:
             seconds += self.prefill_base_s + work.prompt_tokens * self.prefill_per_token_s
-        return seconds
+        return (seconds,)
 
     def kv_transfer_s(self, tokens: int) -> float:
         return tokens * self.kv_per_token_s
@@ -61,17 +70,27 @@ class LinearTiming:
 class ModelledTiming:
     """The cost model's times of a serving group: ``costs`` of its stages.
 
-    ``slowdown``: everything takes that many times as long, so that one machine keeps up with many engines.
+    A pipeline that prefills (``prefill``) begins a batch as soon as its first stage is free; one that decodes
+    runs its micro-batches in cycles, as `cost.capacity.cycle_seconds` counts them. ``slowdown``: everything
+    takes that many times as long, so that one machine keeps up with many engines.
     """
 
     costs: Sequence[StageCost]
+    prefill: bool = False
     slowdown: float = 1.0
 
-    def iteration_s(self, work: Work) -> float:
+    @property
+    def depth(self) -> int:
+        return len(self.costs) if self.prefill else 1
+
+    def stages_s(self, work: Work) -> Sequence[float]:
         sequences = work.batch + work.prompts
         tokens = work.batch + work.prompt_tokens
+        if self.prefill:
+            load = (tokens, work.squares, work.context, sequences)
+            return [self.slowdown * cost.seconds(*load) for cost in self.costs]
         seconds = cycle_seconds(self.costs, sequences, tokens, work.squares, work.context, sequences)
-        return self.slowdown * seconds
+        return (self.slowdown * seconds,)
 
     def kv_transfer_s(self, tokens: int) -> float:
         """Nothing: transfers take the time of the links they share (see `fleet`)."""
