@@ -134,9 +134,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, help="write the figures here")
     arguments = parser.parse_args(argv)
     plan = planned(arguments)
-    print(
-        f"{plan.model} on {plan.cluster.name}, {plan.workload}, {plan.solver}: {plan.throughput_rps:.4g} requests/s"
-    )
+    where = f"{plan.model} on {plan.cluster.name}, {plan.workload}, {plan.solver}"
+    print(f"{where}: {plan.throughput_rps:.4g} requests/s", flush=True)
     results = []
     for load in arguments.loads:
         result = compare(plan, load, arguments)

@@ -169,7 +169,7 @@ def test_modelled_times_are_the_cost_models() -> None:
 
 
 async def test_a_pipeline_has_a_batch_in_every_stage_and_no_more() -> None:
-    """Of three stages the first takes no time, the second for ever: three of five prompts begin, one a batch."""
+    """Of three stages the first takes no time, the second for ever: three of five prompts begin."""
     timing = Stuck()
     core = EngineCore(timing, max_batch=8, token_budget=10)
     core.start()

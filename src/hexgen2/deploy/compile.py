@@ -129,10 +129,10 @@ def _coordinator(context: EngineContext, processes: tuple[ProcessSpec, ...]) -> 
     return coordinator_config(context.plan, urls, context.served_names)
 
 
-def coordinator_config(plan: Plan, urls: Mapping[str, str], served_names: tuple[str, ...]) -> CoordinatorConfig:
+def coordinator_config(plan: Plan, urls: Mapping[str, str], names: tuple[str, ...]) -> CoordinatorConfig:
     """What the coordinator must know of a plan whose groups answer at ``urls``."""
     return CoordinatorConfig(
-        served_model_names=served_names,
+        served_model_names=names,
         engines=tuple(
             EngineEndpoint(
                 group_id=group.id,
