@@ -3,7 +3,7 @@
     python benchmarks/emulated.py [--cluster FILE] [--model M] [--workload W] [--solver paper | --plan FILE]
                                   [--loads 0.5 0.8 1.2] [--requests 400] [--slowdown 5] [--json FILE]
 
-For each load (a part of the plan's throughput) `hexgen2 serve --engine emulated` is started, and `bench`'s client
+For each load (a part of the plan's throughput) `serve --engine emulated` is started, and the client of `bench`
 sends the requests that the simulator is given too. Both take their times from one cost model; what differs is
 the rest: HTTP, the coordinator's routing and holding back, and that an emulated engine goes step by step.
 `--slowdown` makes every emulated second longer, so that two cores keep up with the tokens; the figures are
