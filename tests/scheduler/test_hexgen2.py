@@ -10,8 +10,8 @@ import pytest
 from hexgen2.scheduler import Problem, schedule
 from hexgen2.scheduler.columns import Kinds, columns
 from hexgen2.scheduler.evaluate import Evaluator, best_rate
-from hexgen2.scheduler.hexgen2 import placed
-from hexgen2.scheduler.master import dive, program, relaxed_value
+from hexgen2.scheduler.master import best_counts, counted_value, program, relaxed_value
+from hexgen2.scheduler.starts import placed
 from hexgen2.specs.cluster import Cluster, parse_cluster
 from hexgen2.specs.errors import InputError
 from tests.scheduler.checks import check_plan
@@ -101,8 +101,9 @@ def test_never_below_the_best_colocated_start(engine: str) -> None:
     evaluator = Evaluator(task, best_rate)
     kinds = Kinds(evaluator.topology)
     alone = columns(evaluator, kinds, ("colocated",))
-    counts = dive(program(kinds, alone, 1.0))
-    cells = placed(kinds, alone, [int(count) for count in counts])
+    counts = best_counts(program(kinds, alone, 1.0))
+    assert counts is not None
+    cells = placed(kinds, alone, counts)
     colocated = sum(option.rps for cell in cells if (option := evaluator.choose(cell.members, cell.role)))
     plan = schedule(task)
     check_plan(plan, LARGE, task.lengths)
@@ -135,21 +136,23 @@ def test_too_many_gpus_for_looking_at_every_plan() -> None:
         schedule(problem(cluster((A100, 8), (A100, 4))), solver="exhaustive")
 
 
-def test_master_rounds_to_a_plan_that_fits_and_stays_below_its_relaxation() -> None:
+@pytest.mark.parametrize("keep", [None, 30])
+def test_master_finds_whole_numbers_that_fit_and_stay_below_its_relaxation(keep: int | None) -> None:
     task = mixed()
     evaluator = Evaluator(task, best_rate)
     kinds = Kinds(evaluator.topology)
     found = columns(evaluator, kinds)
     master = program(kinds, found, float(task.lengths.inputs.mean()) * LARGE.kv_bytes_per_token)
-    whole = dive(master)
+    whole = best_counts(master, keep)
+    assert whole is not None
     gpus = np.zeros(len(kinds.nodes))
     for column, count in zip(found, whole, strict=True):
         for kind, size in column.parts:
             gpus[kind] += count * size
     assert np.all(gpus <= [len(nodes) * kinds.count(kind) for kind, nodes in enumerate(kinds.nodes)])
-    rates = {
-        role: sum(int(n) * c.rps for c, n in zip(found, whole, strict=True) if c.role == role)
-        for role in ("prefill", "decode", "colocated")
-    }
-    value = min(rates["prefill"], rates["decode"]) + rates["colocated"]
-    assert 0 < value <= relaxed_value(master) * (1 + 1e-6)
+    value = counted_value(found, whole)
+    assert 0.8 * relaxed_value(master) <= value <= relaxed_value(master) * (1 + 1e-6)
+    assert best_counts(master, keep, above=relaxed_value(master)) is None
+    more = best_counts(master, keep, above=0.9 * value)
+    assert more is not None
+    assert counted_value(found, more) > 0.9 * value

@@ -75,6 +75,21 @@ class Kinds:
             for number in range(max(self.of_node) + 1)
         )
 
+    @cached_property
+    def community(self) -> tuple[int, ...]:
+        """Each kind's community; -1 where its nodes are of several."""
+        found = [{int(self.topology.community[node]) for node in nodes} for nodes in self.nodes]
+        return tuple(next(iter(numbers)) if len(numbers) == 1 else -1 for numbers in found)
+
+    @cached_property
+    def alike(self) -> tuple[tuple[int, ...], ...]:
+        """Kinds whose nodes are alike in type, count and community (those that differ by label alone)."""
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for kind, nodes in enumerate(self.nodes):
+            key = (int(self.topology.node_class[nodes[0]]), self.count(kind), self.community[kind])
+            groups.setdefault(key, []).append(kind)
+        return tuple(map(tuple, groups.values()))
+
     def count(self, kind: int) -> int:
         """GPUs of one node of a kind."""
         return self.topology.counts[self.nodes[kind][0]]
@@ -156,16 +171,20 @@ def part_lists(evaluator: Evaluator, kinds: Kinds) -> Iterator[Parts]:
     single = {kind: _sizes(kinds, kind, coarse=len(kinds.nodes[kind]) > 1) for kind in range(number)}
     for kind in range(number):
         yield from (((kind, gpus),) for gpus in single[kind])
-    coarse = {kind: _sizes(kinds, kind, coarse=len(counts) > MANY_NODES) for kind in range(number)}
+    many = len(counts) > MANY_NODES
+    coarse = {kind: _sizes(kinds, kind, coarse=many) for kind in range(number)}
     for a, b in combinations_with_replacement(range(number), 2):
         if a == b and len(kinds.nodes[a]) == 1:
             continue
+        if many and kinds.community[a] != kinds.community[b]:
+            continue
         pairs = {tuple(sorted(((a, s), (b, t)))) for s in coarse[a] for t in coarse[b]}
         yield from sorted(pairs)
-    for kind in range(number):
+    for like in kinds.alike:
+        each = [kind for kind in like for _ in kinds.nodes[kind]]
         for nodes in (3, 4):
-            if len(kinds.nodes[kind]) >= nodes:
-                yield ((kind, kinds.count(kind)),) * nodes
+            runs = {tuple(each[at : at + nodes]) for at in range(len(each) - nodes + 1)}
+            yield from (tuple((kind, kinds.count(kind)) for kind in run) for run in sorted(runs))
 
 
 def _sizes(kinds: Kinds, kind: int, *, coarse: bool) -> list[int]:

@@ -7,22 +7,19 @@ links and NICs that several routes share are counted in the objective.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 
 import numpy as np
 
-from hexgen2.scheduler import moves, paper
-from hexgen2.scheduler.columns import Column, Kinds, columns
-from hexgen2.scheduler.evaluate import ROLES, Evaluator, best_rate
+from hexgen2.scheduler import moves
+from hexgen2.scheduler.evaluate import Evaluator, best_rate
 from hexgen2.scheduler.feasible import no_plan
-from hexgen2.scheduler.master import dive, program
 from hexgen2.scheduler.moves import Cells
 from hexgen2.scheduler.problem import Budget, Problem
 from hexgen2.scheduler.refine import climb
 from hexgen2.scheduler.solution import Cell, Solution, assess, better
-from hexgen2.scheduler.topology import size
-from hexgen2.specs.plan import Role
+from hexgen2.scheduler.starts import colocated_starts, master_starts, paper_starts
 
 SMALL = 10
 """GPUs up to which every start is climbed to its end with thorough layouts, the paper's starts too."""
@@ -30,8 +27,6 @@ MEDIUM = 32
 """GPUs up to which every start is climbed for some states, the first of the paper's too."""
 PAPER_STARTS = 3
 START_STATES = 250
-FINE_NODES = 24
-"""Nodes up to which the master program tells communities apart."""
 WORK = 30_000
 """States valued times groups, about: what the climb of a larger cluster may take when no time is given."""
 LEAST_STATES = 30
@@ -139,56 +134,3 @@ def _valued(evaluator: Evaluator, cells: Cells) -> Solution:
     solution = assess(evaluator, cells, coupled=True)
     assert solution is not None, "no lower limit was given"
     return solution
-
-
-def master_starts(problem: Problem, evaluator: Evaluator) -> Iterator[Cells]:
-    """First plans by the master program: over all roles, over colocated and over disaggregated groups alone."""
-    kv_bytes = float(problem.lengths.inputs.mean()) * problem.model.kv_bytes_per_token
-    choices: tuple[tuple[Role, ...], ...] = (ROLES, ("colocated",), ("prefill", "decode"))
-    kinds = Kinds(evaluator.topology, by_community=len(evaluator.topology.counts) <= FINE_NODES)
-    found = columns(evaluator, kinds)
-    for roles in choices:
-        mine = [column for column in found if column.role in roles]
-        if mine:
-            master = program(kinds, mine, kv_bytes)
-            yield placed(kinds, mine, [int(count) for count in dive(master)])
-
-
-def paper_starts(problem: Problem, evaluator: Evaluator, seed: int) -> Iterator[Cells]:
-    """The paper's first partitions."""
-    if len(problem.cluster.gpus) > 1:
-        for start in paper.starts(problem, evaluator, np.random.default_rng(seed)):
-            yield start.cells
-
-
-def colocated_starts(evaluator: Evaluator, partitions: Iterable[Cells]) -> Iterator[Cells]:
-    """All GPUs as one group, and the groups of partitions, colocated."""
-    yield (Cell(evaluator.topology.everything, "colocated"),)
-    for cells in partitions:
-        yield tuple(Cell(cell.members, "colocated") for cell in cells)
-
-
-def placed(kinds: Kinds, found: list[Column], counts: list[int]) -> Cells:
-    """The master's groups on real nodes, so that each community of nodes prefills what it decodes.
-
-    The groups that span most nodes come first, then the fastest; each goes where its phase lacks most.
-    """
-    topology = kinds.topology
-    free = np.array(topology.counts)
-    lacking = np.zeros(int(topology.community.max()) + 1)  # decode less prefill capacity of each community
-    order = sorted(
-        (v for v, count in enumerate(counts) if count), key=lambda v: (-len(found[v].parts), -found[v].rps, v)
-    )
-    cells: list[Cell] = []
-    for v in order:
-        column = found[v]
-        sign = {"prefill": 1.0, "decode": -1.0, "colocated": 0.0}[column.role]
-        for _ in range(counts[v]):
-            members = kinds.best_nodes(column.parts, free, sign * lacking[topology.community])
-            if members is None:
-                break
-            for node, gpus in members:
-                free[node] -= gpus
-                lacking[topology.community[node]] -= sign * column.rps * gpus / size(members)
-            cells.append(Cell(members, column.role))
-    return tuple(cells)
