@@ -25,6 +25,8 @@ SMALL_NODES = 4
 """Nodes up to which groups over any of them are templates; in larger clusters groups span two, or like ones."""
 MOST_VECTORS = 400
 """GPU counts by node that such groups may have at most: four nodes of eight GPUs would have 6,561."""
+FINE_NODES = 24
+"""Nodes up to which the search tells each from every other, and a group may span nodes of two communities."""
 MANY_NODES = 10
 """Nodes beyond which a group that spans two takes only powers of two, or all, of each."""
 
@@ -176,7 +178,7 @@ def part_lists(evaluator: Evaluator, kinds: Kinds) -> Iterator[Parts]:
     for a, b in combinations_with_replacement(range(number), 2):
         if a == b and len(kinds.nodes[a]) == 1:
             continue
-        if many and kinds.community[a] != kinds.community[b]:
+        if len(counts) > FINE_NODES and kinds.community[a] != kinds.community[b]:
             continue
         pairs = {tuple(sorted(((a, s), (b, t)))) for s in coarse[a] for t in coarse[b]}
         yield from sorted(pairs)

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
 from hexgen2.scheduler.evaluate import Evaluator, Option
-from hexgen2.scheduler.flow import Flow, Network, solve
+from hexgen2.scheduler.flow import FloatArray, Flow, Network, solve
 from hexgen2.scheduler.layouts import Template
-from hexgen2.scheduler.routes import Loads, RouteProgram, RouteShares, best_shares
+from hexgen2.scheduler.routes import (
+    Loads,
+    RouteProgram,
+    RouteShares,
+    best_shares,
+    most_carried,
+    resource_use,
+)
 from hexgen2.scheduler.topology import Members, without
 from hexgen2.specs.plan import Role
 
@@ -28,8 +36,9 @@ class Cell:
 class Solution:
     """Groups with their layouts and the maximum flow. ``options[i]`` is None where cell i holds no replica.
 
-    ``place[i]`` is the cell's row among its role's in the network (-1 where it has none). ``shares`` are the
-    exact routes over shared links and NICs, with the program they solve; None where these were not asked for.
+    ``place[i]`` is the cell's row among its role's in the network (-1 where it has none). ``program`` is that
+    of the exact routes over shared links and NICs, ``carried`` (R,) requests/s by route that solve it; None
+    where these were not asked for.
     """
 
     cells: tuple[Cell, ...]
@@ -38,14 +47,19 @@ class Solution:
     place: tuple[int, ...]
     idle: Members
     program: RouteProgram | None = None
-    shares: RouteShares | None = None
+    carried: FloatArray | None = None
 
-    @property
+    @cached_property
     def value(self) -> float:
         """Requests/s: over shared links where these were counted, else of the flow."""
-        if self.shares is None:
+        if self.carried is None:
             return self.flow.value
-        return self.shares.value + float(self.flow.network.colocated.sum())
+        return float(self.carried.sum() + self.flow.network.colocated.sum())
+
+    @cached_property
+    def shares(self) -> RouteShares | None:
+        """The exact routes with their prices: solved when first asked for, since most states are soon left."""
+        return None if self.program is None else best_shares(self.program)
 
     @property
     def rank(self) -> tuple[float, float, float]:
@@ -63,12 +77,12 @@ class Solution:
             return 0.0
         if role == "colocated":
             return 1.0
-        if self.shares is None or self.program is None:
+        if self.carried is None or self.program is None:
             return float((self.flow.prefill_use if role == "prefill" else self.flow.decode_use)[row])
         ends, limits = self.program.sources, self.program.prefill
         if role == "decode":
             ends, limits = self.program.targets, self.program.decode
-        return float(self.shares.routes[ends == row].sum() / limits[row])
+        return float(self.carried[ends == row].sum() / limits[row])
 
     def cell_at(self, role: Role, row: int) -> int:
         """The cell in a row of the network."""
@@ -111,7 +125,10 @@ def assess(
     if solution.flow.value < at_least * (1 - 1e-9):
         return None
     program = route_program(evaluator, solution)
-    return replace(solution, program=program, shares=best_shares(program))
+    carried = solution.flow.routes[program.sources, program.targets]
+    if max(resource_use(program, carried).values(), default=0.0) > 1 + 1e-9:
+        carried = most_carried(program)
+    return replace(solution, program=program, carried=carried)
 
 
 def assemble(evaluator: Evaluator, cells: Sequence[Cell], options: Sequence[Option | None]) -> Solution:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hexgen2.scheduler import paper
-from hexgen2.scheduler.columns import Column, Kinds, columns
+from hexgen2.scheduler.columns import FINE_NODES, Column, Kinds, columns
 from hexgen2.scheduler.evaluate import Evaluator
 from hexgen2.scheduler.master import best_counts, counted_value, program
 from hexgen2.scheduler.moves import Cells
@@ -21,9 +21,7 @@ from hexgen2.scheduler.problem import Problem
 from hexgen2.scheduler.solution import Cell
 from hexgen2.scheduler.topology import size
 
-FINE_NODES = 24
-"""Nodes up to which the master program tells each from every other."""
-KEEP = 40
+KEEP = 24
 """Templates of either sort among which the master program looks for whole numbers, where groups exchange."""
 KEEP_EACH = 12
 """The same for each of many communities: on 320 GPUs a third of the time for at most 0.7% less."""
