@@ -35,28 +35,40 @@ SHAKEN = 3
 """Random moves that begin another round of an anytime search."""
 
 
-def search(
-    problem: Problem, seed: int, budget: Budget, starts: Sequence[Cells] = ()
-) -> tuple[Solution, Evaluator]:
-    """The best plan found, and the evaluator that knows its layouts; InputError when no replica fits.
+def evaluator_for(problem: Problem) -> Evaluator:
+    """The evaluator to search with: thorough about layouts where GPUs are few."""
+    return Evaluator(problem, best_rate, thorough=len(problem.cluster.gpus) <= SMALL)
 
-    ``starts``: groups from which the search begins too (those that the upper bound is made of).
-    """
-    gpus = len(problem.cluster.gpus)
-    thorough = Evaluator(problem, best_rate, thorough=True)
-    if gpus <= SMALL:
-        best = _all_starts(problem, thorough, seed, budget, starts)
-        evaluator = thorough
-    else:
-        evaluator = Evaluator(problem, best_rate)
-        best = _best_start(problem, evaluator, seed, budget, starts)
-        for cells in (best.cells, *starts):
-            polished = _valued(thorough, cells)
-            if better(polished, best):
-                best, evaluator = polished, thorough
-                budget.report("layouts", best.value)
+
+def search(problem: Problem, evaluator: Evaluator, seed: int, budget: Budget) -> Solution:
+    """The best plan found; InputError when no replica fits."""
+    start = _all_starts if evaluator.thorough else _best_start
+    best = start(problem, evaluator, seed, budget)
     if best.value <= 0:
         raise no_plan(evaluator)
+    return best
+
+
+def finished(
+    evaluator: Evaluator, best: Solution, starts: Sequence[Cells], budget: Budget
+) -> tuple[Solution, Evaluator]:
+    """The best of a plan and of further starts, those that the upper bound is made of, with thorough layouts.
+
+    They come after the search, so that an anytime search has a plan at once. Also gives the evaluator that
+    knows the layouts.
+    """
+    for cells in starts:
+        budget.states = START_STATES
+        found = climb(evaluator, _valued(evaluator, cells), moves_from, budget, set(), coupled=True)
+        best = _report(best, found, budget)
+    if evaluator.thorough:
+        return best, evaluator
+    thorough = Evaluator(evaluator.problem, best_rate, thorough=True)
+    for cells in (best.cells, *starts):
+        polished = _valued(thorough, cells)
+        if better(polished, best):
+            best, evaluator = polished, thorough
+            budget.report("layouts", best.value)
     return best, evaluator
 
 
@@ -66,15 +78,12 @@ def moves_from(solution: Solution) -> Iterator[Cells]:
     yield from moves.guided(solution, colocated=True)
 
 
-def _all_starts(
-    problem: Problem, evaluator: Evaluator, seed: int, budget: Budget, starts: Sequence[Cells]
-) -> Solution:
+def _all_starts(problem: Problem, evaluator: Evaluator, seed: int, budget: Budget) -> Solution:
     """Climb from every start to its end."""
     best = _nothing(evaluator)
     seen: set[frozenset[Cell]] = set()
     partitions = list(paper_starts(problem, evaluator, seed))
     for cells in (
-        *starts,
         *master_starts(problem, evaluator),
         *partitions,
         *colocated_starts(evaluator, partitions),
@@ -86,13 +95,9 @@ def _all_starts(
     return best
 
 
-def _best_start(
-    problem: Problem, evaluator: Evaluator, seed: int, budget: Budget, starts: Sequence[Cells]
-) -> Solution:
+def _best_start(problem: Problem, evaluator: Evaluator, seed: int, budget: Budget) -> Solution:
     """Climb from the best start; with a time limit shake the best plan and climb again until time is over."""
     best = _nothing(evaluator)
-    for cells in starts:
-        best = _report(best, _valued(evaluator, cells), budget)
     medium = len(problem.cluster.gpus) <= MEDIUM
     for cells in master_starts(problem, evaluator):
         found = _valued(evaluator, cells)

@@ -82,10 +82,11 @@ def default_targets(problem: Problem) -> tuple[str, ...]:
 
 
 def _hexgen2(problem: Problem, seed: int, budget: Budget) -> tuple[Solution, Evaluator, Extras]:
-    evaluator = Evaluator(problem, best_rate)
+    evaluator = hexgen2.evaluator_for(problem)
     check_fits(evaluator)
+    found = hexgen2.search(problem, evaluator, seed, budget)
     bound = upper_bound(evaluator)
-    solution, evaluator = hexgen2.search(problem, seed, budget, bound.starts)
+    solution, evaluator = hexgen2.finished(evaluator, found, bound.starts, budget)
     return solution, evaluator, Extras(upper_bound=bound.value)
 
 

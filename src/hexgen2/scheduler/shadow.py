@@ -11,7 +11,7 @@ from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from hexgen2.scheduler.evaluate import Evaluator, best_rate
-from hexgen2.scheduler.hexgen2 import moves_from, search
+from hexgen2.scheduler.hexgen2 import evaluator_for, moves_from, search
 from hexgen2.scheduler.moves import Cells
 from hexgen2.scheduler.problem import Budget, Problem
 from hexgen2.scheduler.reasons import MOST_ROUTES
@@ -124,7 +124,7 @@ def more_gpus(problem: Problem, cells: Cells, value: float, seed: int) -> tuple[
 
 def _searched(problem: Problem, seed: int) -> float:
     """Requests/s of the default search from the beginning."""
-    return search(problem, seed, Budget(lambda: 0.0))[0].value
+    return search(problem, evaluator_for(problem), seed, Budget(lambda: 0.0)).value
 
 
 def _climbed(problem: Problem, cells: Cells) -> float:
