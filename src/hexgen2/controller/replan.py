@@ -16,7 +16,7 @@ from hexgen2.controller.remedies import MayFlip
 from hexgen2.controller.rollout import units
 from hexgen2.scheduler import Problem
 from hexgen2.scheduler.evaluate import Evaluator, Option, best_rate
-from hexgen2.scheduler.hexgen2 import moves_from, search
+from hexgen2.scheduler.hexgen2 import evaluator_for, finished, moves_from, search
 from hexgen2.scheduler.layouts import StageTemplate, Template
 from hexgen2.scheduler.moves import Cells
 from hexgen2.scheduler.plan_build import ROLE_LETTER
@@ -98,7 +98,8 @@ def plans(
     last = climb(evaluator, start, recorded, budget, set(), coupled=True)
     found = [(one, evaluator) for one in (*path, last) if one is not start]
     with suppress(InputError):  # no replica fits on what is left
-        found.append(search(problem, 0, Budget(clock, effort.fresh_s)))
+        fresh, budget = evaluator_for(problem), Budget(clock, effort.fresh_s)
+        found.append(finished(fresh, search(problem, fresh, 0, budget), (), budget))
     if not found:
         return
     for solution, judge in found:
