@@ -53,6 +53,15 @@ def test_old_requests_are_forgotten() -> None:
     assert seen.inputs.mean == 10
 
 
+def test_lengths_reach_further_back_where_few_requests_are_answered() -> None:
+    made = window((1.0, 100, 10), (12.0, 300, 10), (14.0, 300, 10), (19.0, 300, 10), at_least=3)
+    seen = made.observe(24.0, IDLE)
+    assert seen.completed_rps == pytest.approx(0.2)  # two in ten seconds
+    assert seen.inputs is not None
+    assert (seen.requests, seen.inputs.mean) == (3, 300)
+    assert made.observe(80.0, IDLE).lengths is None  # but not for ever
+
+
 def test_too_few_requests_tell_no_lengths() -> None:
     seen = window((1.0, 100, 10), at_least=2).observe(5.0, IDLE)
     assert seen.lengths is None

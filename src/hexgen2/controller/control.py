@@ -152,11 +152,12 @@ class Controller:
             return decision
         before, chosen = self.plan, decision.candidate
         known = self._memory
-        if self._mode == "on" and not await self._apply(chosen, carrier, decision.text):
-            return decision
-        self._memory = changed(known, observed, before, chosen, observed.fleet.up, self._clock())
         if self._mode == "dry-run":
+            self._memory = changed(known, observed, before, chosen, observed.fleet.up, self._clock())
             self._memory = replace(self._memory, trial=None)
+        elif await self._apply(chosen, carrier, decision.text):
+            groups = [seat.id for seat in chosen.seats]
+            self._memory = changed(known, observed, before, chosen, groups, self._clock())
         return decision
 
     async def observe(self) -> Observation:
@@ -191,13 +192,13 @@ class Controller:
             for engine in self._engines.values()
             if engine.up and not engine.retired and engine.endpoint.role != "prefill" and engine.endpoint.share
         ]
-        places = sum(engine.places for engine in answering)
+        batch = sum(engine.batch for engine in answering)
         return FleetState(
             down_s={
                 group: 0.0 if seconds <= self.policy.grace_s else seconds
                 for group, seconds in self._down_s().items()
             },
-            busy=sum(engine.placed for engine in answering) / places if places else 0.0,
+            busy=sum(engine.placed for engine in answering) / batch if batch else 0.0,
             queued=self._coordinator.admission.waiting,
         )
 

@@ -20,6 +20,9 @@ REPRESENTATIVE = 256
 """Requests that stand for the observed workload, as the planner takes them."""
 MOST_RECORDS = 8192
 """Requests that the window remembers at most; with more traffic it spans less time."""
+PATIENCE = 5
+TELLING_S = 0.02
+"""Seconds that a transfer must take in the mean for its rate to say something about the link."""
 LEVELS = (0.1, 0.5, 0.9, 0.99)
 
 
@@ -66,7 +69,7 @@ class KvReceived:
 @dataclass(frozen=True)
 class FleetState:
     """The engines at one moment: seconds that each group has been down (0: it is up), requests in flight over
-    the places that the plan gives them, and requests that wait for a place."""
+    those that the plan lets the engines run at once, and requests that wait for a place."""
 
     down_s: Mapping[str, float]
     busy: float = 0.0
@@ -110,7 +113,8 @@ class Observation:
 
 
 def kv_bandwidth(received: KvReceived, span_s: float) -> float | None:
-    """Bytes/s that the links into a group carry, from what it received in ``span_s`` seconds; None without any.
+    """Bytes/s that the links into a group carry, from what it received in ``span_s`` seconds; None without any,
+    and where transfers are too short to tell (their fixed cost hides the link).
 
     A transfer shares its link with those at the same time. In a queue with processor sharing of capacity C that
     carries λ bytes/s, the mean rate of one transfer is C − λ (M/G/1-PS), so C = rate of a transfer + λ.
@@ -118,13 +122,17 @@ def kv_bandwidth(received: KvReceived, span_s: float) -> float | None:
     >>> kv_bandwidth(KvReceived(bytes=600.0, transfers=6, seconds=2.0), span_s=10.0)
     360.0
     """
-    if received.transfers <= 0 or received.seconds <= 0 or span_s <= 0:
+    if received.transfers <= 0 or span_s <= 0 or received.seconds < TELLING_S * received.transfers:
         return None
     return received.bytes / received.seconds + received.bytes / span_s
 
 
 class Window:
-    """Requests of the last ``span_s`` seconds; the newest `MOST_RECORDS` of them."""
+    """Requests of the last ``span_s`` seconds; the newest `MOST_RECORDS` of them.
+
+    Where few are answered (a plan that does not suit the load answers few), lengths are taken from up to
+    `PATIENCE` times as long ago, as far as they are needed.
+    """
 
     def __init__(self, span_s: float, began_s: float, at_least: int = 50) -> None:
         """``at_least``: answered requests below which the lengths are not judged."""
@@ -159,7 +167,11 @@ class Window:
         start = max(self._began_s, now_s - self.span_s)
         while self._arrivals and self._arrivals[0] < start:
             self._arrivals.popleft()
-        while self._finished and self._finished[0].at_s < start:
+        oldest = max(self._began_s, now_s - PATIENCE * self.span_s)
+        while self._finished and (
+            self._finished[0].at_s < oldest
+            or (self._finished[0].at_s < start and len(self._finished) > self._at_least)
+        ):
             self._finished.popleft()
         while len(self._received) > 1 and self._received[1][0] <= start:
             self._received.popleft()
@@ -171,7 +183,7 @@ class Window:
             at_s=now_s,
             span_s=now_s - start,
             arrival_rps=_rate(self._arrivals, start, now_s),
-            completed_rps=_rate([one.at_s for one in self._finished], start, now_s),
+            completed_rps=_rate([one.at_s for one in self._finished if one.at_s >= start], start, now_s),
             requests=len(inputs),
             fleet=fleet,
             lengths=Workload("observed", trace=lengths).representative(REPRESENTATIVE) if lengths else None,
