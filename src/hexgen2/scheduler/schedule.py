@@ -119,7 +119,9 @@ def _baseline(search: Search, rule: Rule) -> Solver:
     def run(problem: Problem, seed: int, budget: Budget) -> tuple[Solution, Evaluator, Extras]:
         evaluator = Evaluator(problem, rule)
         check_fits(evaluator)
-        return search(problem, evaluator, seed, budget), evaluator, Extras(counted_singly=True)
+        found = search(problem, evaluator, seed, budget)
+        extras = Extras(upper_bound=upper_bound(evaluator).value, counted_singly=True)
+        return found, evaluator, extras
 
     return run
 

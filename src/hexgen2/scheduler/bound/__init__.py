@@ -29,5 +29,7 @@ def upper_bound(evaluator: Evaluator) -> Bound:
     ):
         return grid_bound(problem, topology)
     if problem.engine.uniform_tp:
-        return Bound(linear_bound(problem, Places.of_kinds(Kinds(topology))))
+        value = linear_bound(problem, Places.of_kinds(Kinds(topology)))
+        if value is not None:
+            return Bound(value)
     return Bound(additive_bound(evaluator))

@@ -18,3 +18,7 @@ class Columns:
     cells: FloatArray
     rates: FloatArray
     halves: FloatArray
+
+    def rows(self, index: NDArray[np.int64] | NDArray[np.bool_] | slice) -> Columns:
+        """Some of the groups."""
+        return Columns(self.cells[index], self.rates[index], self.halves[index])

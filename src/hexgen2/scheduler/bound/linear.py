@@ -32,14 +32,18 @@ ROWS = 21_000
 """Groups of one TP size that are columns, at most: this sets how long these pipelines are."""
 LONGEST = 24
 ROUNDS = 60
-ADDED = 150
-"""Groups of a role valued closely, and columns added, in a round."""
+CLOSE = 200
+"""Groups of a role and a TP size that are valued closely in a round, at most."""
+ADDED = 40
+"""Columns that are added of these."""
+MOST_OVER = 5e-4
+"""By how much prices may be too low in the end."""
 TOLERANCE = 2e-4
-"""A column's reduced cost, as a part of its GPUs' price, that counts as none."""
+"""What a group is worth beyond its price, as a part of that, that counts as nothing."""
 
 
-def linear_bound(problem: Problem, places: Places) -> float:
-    """Requests/s that no plan exceeds."""
+def linear_bound(problem: Problem, places: Places) -> float | None:
+    """Requests/s that no plan exceeds; None where `ROUNDS` are too few to tell."""
     longest = longest_column(len(places))
     pools = [_Pool(problem, places, role, longest) for role in ROLES]
     exchange = Exchange(problem, places)
@@ -54,10 +58,10 @@ def linear_bound(problem: Problem, places: Places) -> float:
             over = max(over, excess)
             for columns in found:
                 program.add(pool.role, columns)
-        if over <= TOLERANCE:
-            break
-    # Prices that are too low by a part ``over`` for some column are right for all when raised by it.
-    return value * (1 + over)
+        if over <= MOST_OVER:
+            # GPU prices that are too low for some group by a part ``over`` are right for all when raised by it.
+            return value * (1 + over)
+    return None
 
 
 def longest_column(kinds: int) -> int:
@@ -96,19 +100,25 @@ class _Pool:
         """(the largest part by which a group is worth more than its GPUs, groups that are)."""
         over, found = 0.0, []
         for part in self.parts:
-            rates = part.columns.rates
-            least = prices.least(self.role, part.columns.cells, part.columns.halves)
-            rows = np.nonzero(rates > least * (1 + TOLERANCE))[0]
-            rows = rows[np.argsort(least[rows] - rates[rows], kind="stable")[:ADDED]]
+            rows = self._worthwhile(part, prices)[:CLOSE]
             new = rows[~part.known[rows]]
             if len(new):
                 close = self.rates.close(part.stages.rows(new), part.batches[new], np.zeros(len(new)))
-                rates[new] = np.minimum(rates[new], close)
+                part.columns.rates[new] = np.minimum(part.columns.rates[new], close)
                 part.known[new] = True
-            good = rows[rates[rows] > least[rows] * (1 + TOLERANCE)]
-            found.append(Columns(part.columns.cells[good], rates[good], part.columns.halves[good]))
-            over = max(over, float((rates / np.maximum(least, 1e-300)).max(initial=1.0)) - 1)
+            rows = self._worthwhile(part, prices)
+            if len(rows):
+                chosen = part.columns.rows(rows)
+                excess, price = prices.excess(self.role, chosen)
+                over = max(over, float((excess / np.maximum(price, 1e-300)).max()))
+                found.append(chosen.rows(part.known[rows]).rows(slice(ADDED)))
         return over, found
+
+    def _worthwhile(self, part: _Part, prices: Prices) -> IntArray:
+        """Groups that are worth more than their price, those that are so most first."""
+        excess, price = prices.excess(self.role, part.columns)
+        rows = np.nonzero(excess > TOLERANCE * price + 1e-12)[0]
+        return rows[np.argsort(-excess[rows], kind="stable")]
 
 
 def _one_stage(rates: GroupRates, sizes: list[int]) -> Columns:

@@ -27,11 +27,12 @@ class Prices:
     half: FloatArray
     rate: dict[Role, float]
 
-    def least(self, role: Role, cells: FloatArray, halves: FloatArray) -> FloatArray:
-        """(V,) rates up to which groups are not worth their GPUs (V, K) and halves of nodes (V, K)."""
-        cost = cells @ self.gpu[role] + halves @ self.half
-        least: FloatArray = np.maximum(cost, 0.0) / max(self.rate[role], 1e-12)
-        return least
+    def excess(self, role: Role, columns: Columns) -> tuple[FloatArray, FloatArray]:
+        """(V,) what groups are worth beyond their price, and their price without what they may exchange."""
+        halves = columns.halves @ self.half
+        worth = columns.rates * self.rate[role]
+        excess: FloatArray = worth - columns.cells @ self.gpu[role] - halves
+        return excess, columns.cells @ self.gpu["colocated"] + halves
 
 
 class Program:

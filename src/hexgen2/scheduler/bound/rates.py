@@ -56,7 +56,6 @@ class GroupRates:
         self.work = RoleWork(problem, role)
         self.layers = problem.model.layers
         self._times: dict[Slot, StageTimes] = {}
-        self._boundaries: dict[tuple[Slot, Link], tuple[float, float]] = {}
         self._caps: dict[Slot, FloatArray] = {}
 
     def one_stage(self, gpu: GpuType, tp: int, link: Link | None) -> float:
@@ -197,24 +196,18 @@ class GroupRates:
         self, stages: Stages, slot: Slot, work: list[Iteration], times: FloatArray, tokens: FloatArray
     ) -> tuple[FloatArray, ...]:
         place = slot[0]
-        inner = self._boundary(slot, self.places.inside[place], times, tokens)
+        of = self.times(slot)
+        once, each = of.boundary(self.places.inside[place])
+        inner = once * times + each * tokens
         entry = np.full(len(times), np.inf)
         for other, link in enumerate(self.places.between[place]):
             if link is not None:
                 joined = stages.gpus[:, other] > (self.places.width[place] if other == place else 0)
                 if joined.any():
-                    seconds = self._boundary(slot, link, times, tokens)
-                    entry = np.where(joined, np.minimum(entry, seconds), entry)
+                    once, each = of.boundary(link)
+                    entry = np.where(joined, np.minimum(entry, once * times + each * tokens), entry)
         entry = np.where(np.isfinite(entry), entry, inner)
-        of = self.times(slot)
         return of.layer(work), of.fixed(work), inner, entry, of.head(work)
-
-    def _boundary(self, slot: Slot, link: Link, times: FloatArray, tokens: FloatArray) -> FloatArray:
-        known = self._boundaries.get((slot, link))
-        if known is None:
-            known = self._boundaries[slot, link] = self.times(slot).boundary(link)
-        seconds: FloatArray = known[0] * times + known[1] * tokens
-        return seconds
 
     def _cap(self, slot: Slot) -> FloatArray:
         """(3, max_batch + 1) the most layers of a middle, a first and a last stage by sequences in memory."""

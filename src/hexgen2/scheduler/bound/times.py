@@ -64,9 +64,9 @@ class StageTimes:
         # Slower large all-reduces would make larger batches slower per sequence. Without them, and without what
         # an iteration pays for having prompts at all, no time is longer.
         self._efficiency = cost.efficiencies.of(gpu).affine().model_copy(update={"prompt_overhead_s": 0.0})
-        self._sorts = layer_sorts(cost.model)
+        self._boundaries: dict[Link, tuple[float, float]] = {}
         self._bare = self._compiled(cost.model, 0)
-        self._layers = [self._compiled(sort, sort.layers) for sort in self._sorts]
+        self._layers = [self._compiled(sort, sort.layers) for sort in layer_sorts(cost.model)]
         self._last = self._compiled(cost.model, cost.model.layers, last=True)
 
     def fixed(self, work: Sequence[Iteration]) -> FloatArray:
@@ -85,10 +85,14 @@ class StageTimes:
 
         They may hide behind the time in which the host launches the layers' kernels.
         """
-        if self._efficiency.layer_launch_s > 0:
-            return 0.0, 0.0
-        entered = self._compiled(self._cost.model, 0, upstream=link)
-        return entered.fixed_s - self._bare.fixed_s, entered.token_s - self._bare.token_s
+        known = self._boundaries.get(link)
+        if known is None:
+            entered = self._compiled(self._cost.model, 0, upstream=link)
+            known = entered.fixed_s - self._bare.fixed_s, entered.token_s - self._bare.token_s
+            if self._efficiency.layer_launch_s > 0:
+                known = 0.0, 0.0
+            self._boundaries[link] = known
+        return known
 
     def head(self, work: Sequence[Iteration]) -> FloatArray:
         """Seconds of the LM head, more than a stage without it takes."""
