@@ -180,15 +180,30 @@ class Fleet:
         Paths in doubt are left out as long as others are left. Breakers and earlier failures steer, they never
         refuse: a path that is up beats no path.
         """
-        routers, now = self._routers(want), time.monotonic()
-        usable = {path for router in routers for path in router.paths if self.is_up(path)}
-        trusted = {path for path in usable if all(breaker.allows(now) for breaker in self._breakers_of(path))}
-        best = trusted.difference(avoid) or trusted or usable.difference(avoid) or usable
-        for router in routers:
-            allowed = best.intersection(router.paths)
-            if allowed:
-                return router, allowed, {path for path in allowed if not self.engines[path.target].full}
-        return None
+        now, best = time.monotonic(), 4
+        down, full, doubted = set(), set(), set()
+        for name, engine in self.engines.items():
+            if not engine.up:
+                down.add(name)
+            if engine.full:
+                full.add(name)
+            if not self.breakers[name].allows(now):
+                doubted.add(name)
+        found: tuple[SmoothRouter, list[Path]] | None = None
+        for router in self._routers(want):
+            for path in router.paths:
+                if not down.isdisjoint(path.groups):
+                    continue
+                trusted = doubted.isdisjoint(path.groups) and self._path_breakers[path].allows(now)
+                doubt = (0 if trusted else 2) + (path in avoid)
+                if doubt < best:
+                    best, found = doubt, (router, [path])
+                elif doubt == best and found is not None and found[0] is router:
+                    found[1].append(path)
+        if found is None:
+            return None
+        router, allowed = found
+        return router, set(allowed), {path for path in allowed if path.target not in full}
 
     def _pick(self, router: SmoothRouter, paths: Collection[Path], want: Want) -> Path | None:
         load = {engine.id: engine.load for engine in self.engines.values()}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from hexgen2.specs.classes import ClassShares, RequestClass, RequestSize
 
@@ -28,7 +29,14 @@ class Path:
     share: float = field(compare=False)
     class_shares: ClassShares = field(default_factory=dict, compare=False)
 
-    @property
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:  # paths are looked up several times for each request
+        return hash((self.prefill, self.target))
+
+    @cached_property
     def groups(self) -> tuple[str, ...]:
         return (self.target,) if self.prefill is None else (self.prefill, self.target)
 
@@ -99,7 +107,7 @@ class SmoothRouter:
         candidates = [index for index, path in enumerate(self.paths) if available(path)]
         if not candidates:
             return None
-        loads = [max(load.get(group, 0.0) for group in self.paths[index].groups) for index in candidates]
+        loads = [max([load.get(group, 0.0) for group in self.paths[index].groups]) for index in candidates]
         total_share = sum(self.paths[index].share for index in candidates)
         mean = (
             sum(self.paths[index].share * load_ for index, load_ in zip(candidates, loads, strict=True))
