@@ -9,6 +9,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from hexgen2.coordinator import Limits
 from hexgen2.deploy import Address, Deployment, EngineOptions, compile_plan, counted_ports
 from hexgen2.specs import InputError, Plan, Stage
 
@@ -514,3 +515,10 @@ def test_stage_tp_is_what_vllm_gets() -> None:
     """The plan's own check: a stage's TP is its number of GPUs, which the visible devices then hold."""
     with pytest.raises(ValueError, match="make them equal"):
         Stage(gpus=("a/0",), tp=2, first_layer=0, layers=8)
+
+
+@pytest.mark.parametrize(("target", "wait_s"), [(None, Limits().queue_wait_s), (0.4, 0.4)])
+def test_nobody_waits_longer_than_the_target_for_the_first_token(target: float | None, wait_s: float) -> None:
+    one = cluster(("a", "H100-80G-SXM", 1))
+    served = plan(one, [group("c0", "colocated", (["a/0"], 8))], slo={"ttft_s": target})
+    assert compiled(served).coordinator.limits.queue_wait_s == wait_s

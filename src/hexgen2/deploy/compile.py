@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from hexgen2.coordinator.config import CoordinatorConfig, EngineEndpoint, RouteShare
+from hexgen2.coordinator.config import CoordinatorConfig, EngineEndpoint, Limits, RouteShare
 from hexgen2.deploy import kv_transfer, numerics
 from hexgen2.deploy.engine import UNSET, EngineContext, Seat, arguments, environment
 from hexgen2.deploy.options import EngineOptions
@@ -152,6 +152,8 @@ def coordinator_config(plan: Plan, urls: Mapping[str, str], names: tuple[str, ..
             if route.share > 0 or any(route.class_shares.values())
         ),
         classes=plan.classes,
+        # Who waits longer than the target for the first token has missed it: better told at once.
+        limits=Limits() if plan.slo.ttft_s is None else Limits(queue_wait_s=plan.slo.ttft_s),
     )
 
 
