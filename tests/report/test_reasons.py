@@ -26,7 +26,9 @@ def test_the_cut_says_what_is_full_and_what_has_room() -> None:
     lines = explanation(plan())["limits"]
     assert lines[0] == "prefill p0 is full: the plan serves more only if that is relieved."
     assert "The decode groups could serve 67% more." in lines
-    assert lines[-1] == "No KV cache crosses a link between nodes."
+    assert not [line for line in lines if "link" in line], "the plan does not say what its links carry"
+    inside = plan(routes=[], groups=with_groups(share=0.0)[:0])
+    assert explanation(inside)["limits"][-1] == "No KV cache crosses a link between nodes."
 
 
 @pytest.mark.parametrize(
@@ -83,6 +85,7 @@ def test_like_prices_are_one_line_and_gpus_come_first() -> None:
     prices = [
         price("d0", "group", 0.2),
         price("d1", "group", 0.2),
+        price("d2", "group", 0.2),
         price("link a→b", "link", 0.4, "resolve", "twice the"),
         price("L40", "gpu", 0.1, "replan", "one more on b"),
         price("T4", "gpu", 0.0, "replan", "one more on a"),
@@ -91,7 +94,7 @@ def test_like_prices_are_one_line_and_gpus_come_first() -> None:
         "L40, one more on b: +0.1 req/s.",
         "T4, one more on a: nothing found.",
         "twice the bandwidth of link a→b: +0.4 req/s.",
-        "a tenth more capacity of each of d0, d1: +0.2 req/s.",
+        "a tenth more capacity of each of d0-d2: +0.2 req/s.",
     ]
 
 

@@ -77,7 +77,7 @@ def print_answer(console: Console, offers: Offers, asked: Asked, answer: Answer)
     wish = f"${asked.hourly:g}/h" if asked.hourly is not None else f"{asked.rate:g} requests/s"
     console.print(
         f"[bold]{best.plan.model}[/] from {offers.name} for {wish}, workload {best.plan.workload}, "
-        f"engine {best.plan.engine}"
+        f"engine {best.plan.engine}, {best.plan.objective.name}"
     )
     console.print()
     console.print(f"[bold]rent {mix_words(offers, best.mix)}[/]")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from hexgen2.report.words import alike, ids_words
+from hexgen2.report.words import alike, ids_words, runs_words
 from hexgen2.specs.plan import Group, Plan, Role, RunnerUp, ShadowPrice
 
 ROLES: tuple[Role, ...] = ("prefill", "decode", "colocated")
@@ -64,7 +64,7 @@ def limit_lines(plan: Plan) -> list[str]:
                 f"No link is full; the busiest, {busiest.source} → {busiest.target}, carries "
                 f"{rate_words(busiest.bytes_per_s)}, {busiest.use:.0%} of what it can."
             )
-    elif plan.groups:
+    elif not _across_nodes(plan):
         lines.append("No KV cache crosses a link between nodes.")
     return lines
 
@@ -92,7 +92,9 @@ def more_lines(plan: Plan) -> list[str]:
     like: dict[tuple[str, ...], list[ShadowPrice]] = {}
     for price in sorted(plan.shadow_prices, key=lambda price: -price.gain_rps):
         if price.kind != "gpu":
-            like.setdefault((price.kind, price.change, f"{price.gain_rps:.3g}"), []).append(price)
+            like.setdefault((price.kind, price.change, f"{price.gain_rps:.3g}", price.resource[:1]), []).append(
+                price
+            )
     for prices in list(like.values())[:MOST_PRICES]:
         lines.append(_price([price.resource for price in prices], prices[0]))
     left = sum(len(prices) for prices in list(like.values())[MOST_PRICES:])
@@ -110,6 +112,12 @@ def load(plan: Plan, groups: tuple[Group, ...]) -> float:
     return sum(group.share for group in groups) * plan.throughput_rps / capacity if capacity else 0.0
 
 
+def _across_nodes(plan: Plan) -> bool:
+    """Whether some route leaves its node (a plan of an earlier release does not say what its links carry)."""
+    nodes = {group.id: {gpu.rsplit("/", 1)[0] for gpu in group.gpus} for group in plan.groups}
+    return any(len(nodes[route.source] | nodes[route.target]) > 1 for route in plan.routes)
+
+
 def _runner_up(group: Group, one: RunnerUp) -> str:
     what = f"next best {one.layout}" if one.role == group.role else f"as {one.role} {one.layout}"
     if one.loss <= -UNLIKE:
@@ -123,4 +131,6 @@ def _price(names: Sequence[str], price: ShadowPrice) -> str:
         return f"{price.resource}, {price.change}: {gain}."
     what = "capacity" if price.kind == "group" else "bandwidth"
     each = "each of " if len(names) > 1 else ""
-    return f"{price.change} {what} of {each}{', '.join(names)}: {gain}."
+    roles = {name[0] for name in names}
+    one_role = price.kind == "group" and len(roles) == 1 and all(name[1:].isdigit() for name in names)
+    return f"{price.change} {what} of {each}{runs_words(names) if one_role else ', '.join(names)}: {gain}."

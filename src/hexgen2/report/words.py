@@ -50,8 +50,13 @@ def alike(plan: Plan) -> list[list[Group]]:
 
 
 def ids_words(groups: Sequence[Group]) -> str:
-    """'p0', 'p3-p7', 'p0, p2-p4': runs of three and more are shortened."""
-    letter, numbers = groups[0].id[0], sorted(int(group.id[1:]) for group in groups)
+    """The ids of groups of one role, runs shortened."""
+    return runs_words([group.id for group in groups])
+
+
+def runs_words(ids: Sequence[str]) -> str:
+    """'p0', 'p3-p7', 'p0, p2-p4': runs of three and more are shortened. Ids are of one role."""
+    letter, numbers = ids[0][0], sorted(int(name[1:]) for name in ids)
     runs: list[list[int]] = []
     for number in numbers:
         if runs and runs[-1][-1] == number - 1:

@@ -26,8 +26,8 @@ from hexgen2.specs.plan import ShadowKind, ShadowPrice
 TENTH = 0.1
 RESOLVED = 4
 """Scarce network resources whose routes are solved again with twice the speed."""
-REPLAN_STATES = 60
-"""States that the climb may value for each place of one GPU more."""
+MOST_STATES, LEAST_STATES, WORK = 60, 4, 20_000
+"""States that the climb may value for each place of one GPU more; WORK is states × groups²."""
 SEARCHED = 72
 """GPUs up to which the best place of each type is searched anew: a second or so each."""
 FRESH_NODE = "one-more"
@@ -132,7 +132,7 @@ def _climbed(problem: Problem, cells: Cells) -> float:
     evaluator = Evaluator(problem, best_rate)
     start = assess(evaluator, [replace(cell, template=None) for cell in cells], coupled=True)
     assert start is not None, "no lower limit was given"
-    budget = Budget(lambda: 0.0, states=REPLAN_STATES)
+    budget = Budget(lambda: 0.0, states=min(MOST_STATES, max(LEAST_STATES, WORK // max(1, len(cells)) ** 2)))
     return climb(evaluator, start, moves_from, budget, set(), coupled=True).value
 
 
