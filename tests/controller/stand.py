@@ -15,23 +15,22 @@ from typing import Any
 import aiohttp
 import numpy as np
 
-from hexgen2.controller.assess import Assessment, Flipping, Task, assess
+from hexgen2.controller.assess import BOTH, Assessment, Flipping, Task, assess
 from hexgen2.controller.control import Controller, Mode, Watching
 from hexgen2.controller.decide import Decision, Policy
 from hexgen2.coordinator import Coordinator, Limits, Timeouts
 from hexgen2.cost import CostModel, Efficiencies, Efficiency, Profile, Settings, shape
-from hexgen2.cost.layout import Layout
 from hexgen2.deploy import EngineFailed, coordinator_config
 from hexgen2.emulator import EmulatedEngine, EmulatorConfig
+from hexgen2.emulator.timing import ModelledTiming
 from hexgen2.scheduler import PROFILES, Problem, schedule
-from hexgen2.simulator.run import placement
+from hexgen2.simulator.placement import placement
 from hexgen2.specs.cluster import Cluster
-from hexgen2.specs.plan import Group, Plan, Role
+from hexgen2.specs.plan import Group, Plan
 from hexgen2.specs.workload import Lengths
 from tests.scheduler.support import SMALL
 
 MODEL = "small"
-BOTH: frozenset[Role] = frozenset({"prefill", "decode"})
 
 
 def slow_model(slowness: float, batch: int) -> CostModel:
@@ -51,25 +50,6 @@ def slow_model(slowness: float, batch: int) -> CostModel:
         name="slow", source="a test", date="2026-01-01", engine="none", gpus=dict.fromkeys(kinds, efficiency)
     )
     return CostModel(SMALL, Efficiencies([profile]), Settings(max_batch=batch))
-
-
-@dataclass(frozen=True)
-class CostTiming:
-    """A layout's pace by the cost model."""
-
-    cost: CostModel
-    layout: Layout
-
-    def prefill_s(self, tokens: int) -> float:
-        # The emulator adds the step in which the prompt's token is made; the cost model counts that as prefill.
-        step = self.cost.decode_step_seconds(self.layout, 1, tokens)
-        return max(0.0, self.cost.prefill_seconds(self.layout, [tokens]) - step)
-
-    def decode_step_s(self, batch: int, context: int) -> float:
-        return self.cost.decode_step_seconds(self.layout, batch, context) if batch else 0.0
-
-    def kv_transfer_s(self, tokens: int) -> float:
-        return 0.001 + 1e-6 * tokens
 
 
 class EmulatedGroups:
@@ -118,11 +98,13 @@ class EmulatedGroups:
             await engine.stop()
 
     def _config(self, plan: Plan, group: Group) -> EmulatorConfig:
-        layout = shape(plan.cluster, placement(plan, group))
+        compiled = self.cost.compiled(shape(plan.cluster, placement(plan, group)))
         return EmulatorConfig(
             model_names=(MODEL,),
             role=group.role,
-            timing=CostTiming(self.cost, layout),
+            timing=ModelledTiming(compiled.costs),
+            kv_tokens=compiled.max_tokens,
+            token_budget=self.cost.settings.token_budget,
             max_batch=group.max_batch,
             kv_bytes_per_token=round(self.cost.model.kv_bytes_per_token),
         )

@@ -31,6 +31,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="N",
         help="times in a row that an engine which ends is started again; 0: never (default: %(default)s)",
     )
+    parser.add_argument(
+        "--replan",
+        choices=("off", "dry-run", "on"),
+        default="off",
+        help="follow the load and the fleet with the plan; dry-run only says what it would do (default: off)",
+    )
     emulated = parser.add_argument_group("--engine emulated: no GPUs, made-up tokens, the cost model's times")
     emulated.add_argument(
         "--slowdown", type=inputs.positive, default=1.0, metavar="X", help="all times X times as long"
@@ -55,8 +61,13 @@ def run(args: argparse.Namespace) -> int:
 async def _serve(args: argparse.Namespace) -> None:
     from hexgen2.cli.serving import Emulation, Options, serving
     from hexgen2.deploy import RestartPolicy
+    from hexgen2.specs.errors import InputError
     from hexgen2.specs.plan import load_plan
 
+    if args.replan != "off" and args.engine == "emulated" and args.slowdown != 1.0:
+        raise InputError(
+            "--replan", "", "--slowdown makes engines slower than their plan says", "leave one of them out"
+        )
     options = Options(
         host=args.host,
         port=args.port,
@@ -68,6 +79,7 @@ async def _serve(args: argparse.Namespace) -> None:
         weights=args.weights,
         source=args.plan,
         restarts=RestartPolicy(tries=args.max_restarts),
+        replan=None if args.replan == "off" else args.replan,
         emulation=Emulation(tuple(args.profile), args.slowdown) if args.engine == "emulated" else None,
     )
     plan = load_plan(args.plan)

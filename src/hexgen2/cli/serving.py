@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hexgen2.cli.replanning import FixedEngines, controller_for
+from hexgen2.controller import Engines, Mode
 from hexgen2.coordinator import ApiKeys, Coordinator, Tls, Tracing, kv_transfer_totals
 from hexgen2.deploy import (
     Deployment,
     EngineFailed,
     EngineOptions,
     GroupEvent,
+    LocalGroups,
     LocalLauncher,
     Progress,
     RestartPolicy,
@@ -23,6 +28,7 @@ from hexgen2.deploy import (
     check_engine,
     compile_emulated,
     compile_plan,
+    connector_of,
     free_ports,
     require_free,
 )
@@ -62,6 +68,7 @@ class Options:
     engine: EngineOptions = field(default_factory=EngineOptions)
     restarts: RestartPolicy = field(default_factory=RestartPolicy)
     emulation: Emulation | None = None
+    replan: Mode | None = None
 
 
 class Served:
@@ -71,6 +78,8 @@ class Served:
         self._coordinator = coordinator
         self._console = console
         self._given_up: set[str] = set()
+        self.returning: set[str] = set()
+        """Groups that are being started again."""
         self._lost: asyncio.Future[EngineFailed] = asyncio.get_running_loop().create_future()
 
     @property
@@ -99,6 +108,10 @@ class Served:
     def note(self, event: GroupEvent) -> None:
         """Take what the supervisor tells of to the coordinator and to the user."""
         coordinator, group = self._coordinator, event.group
+        if event.kind in ("down", "starting"):
+            self.returning.add(group)
+        else:
+            self.returning.discard(group)
         if event.kind == "down":
             # Ends what the group was working on; the health watch would see it a second later.
             coordinator.engine_ended(group)
@@ -160,24 +173,43 @@ async def serving(plan: Plan, options: Options, console: Console) -> AsyncIterat
     console.print(f"starting {number} engine{'s' * (number > 1)}, logs in {options.run_directory}")
     async with AsyncExitStack() as stack:
         launcher = await stack.enter_async_context(LocalLauncher(options.run_directory))
+        began = time.monotonic()
         await launcher.start(deployment)
         await launcher.wait_ready(READY_TIMEOUT_S, lambda progress: _tell(console, progress))
+        started_in_s = time.monotonic() - began
         coordinator = Coordinator(deployment.coordinator, keys, tls, tracing)
         await stack.enter_async_context(coordinator.running(options.host, options.port))
         served = Served(coordinator, console)
         if options.emulation is not None:
             await stack.enter_async_context(_in_background(_watch_fleet(launcher, served), served))
-            yield served
-            return
-        groups = [engine.group_id for engine in deployment.coordinator.engines]
-        supervisor = Supervisor(launcher, groups, served.note, options.restarts, coordinator.silent_for)
-        await stack.enter_async_context(_in_background(supervisor.run(), served))
+            engines: Engines = FixedEngines(deployment)
+            in_place = True
+        else:
+            groups = [engine.group_id for engine in deployment.coordinator.engines]
+            supervisor = Supervisor(launcher, groups, served.note, options.restarts, coordinator.silent_for)
+            await stack.enter_async_context(_in_background(supervisor.run(), served))
+            again = partial(_deployment_again, model=model, options=options, first=plan)
+            engines = LocalGroups(launcher, supervisor, deployment, again, READY_TIMEOUT_S)
+            in_place = connector_of(plan, options.engine, options.source) == "hexgen"
+        if options.replan is not None:
+            controller = controller_for(
+                plan,
+                coordinator,
+                engines,
+                mode=options.replan,
+                in_place=in_place,
+                started_in_s=started_in_s,
+                run_directory=options.run_directory,
+                returning=lambda: served.returning,
+                console=console,
+            )
+            await stack.enter_async_context(_in_background(controller.run(), served))
         yield served
 
 
 @asynccontextmanager
 async def _in_background(watching: Coroutine[Any, Any, None], served: Served) -> AsyncIterator[None]:
-    task = asyncio.create_task(watching, name="supervisor")
+    task = asyncio.create_task(watching, name="background")
     task.add_done_callback(served.supervisor_ended)
     try:
         yield
@@ -198,6 +230,13 @@ def _deployment(plan: Plan, model: Model, options: Options) -> Deployment:
     ):
         check_engine(vendor, transfers=bool(plan.routes))
     return deployment
+
+
+def _deployment_again(plan: Plan, *, model: Model, options: Options, first: Plan) -> Deployment:
+    """Another plan's processes, that can talk to those of the first one: with the same KV connector."""
+    mode = connector_of(first, options.engine, options.source)
+    engine = options.engine if mode is None else options.engine.model_copy(update={"connector": mode})
+    return compile_plan(plan, model, free_ports(), engine, "the new plan")
 
 
 async def _watch_fleet(launcher: LocalLauncher, served: Served) -> None:

@@ -20,6 +20,10 @@ MOST_WAYS = 12
 """Ways to use the cluster that are worked out to the order in which their groups start."""
 
 
+BOTH: frozenset[Role] = frozenset({"prefill", "decode"})
+"""The roles between which an engine can change that hands KV caches on in both directions."""
+
+
 @dataclass(frozen=True)
 class Flipping:
     """Which engines can take another role without being started anew, by the roles they may take."""

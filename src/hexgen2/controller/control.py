@@ -65,7 +65,8 @@ class Controller:
     """Watches a coordinator that serves a plan, and changes the plan where that pays.
 
     ``planned``: the requests that the plan was made for, until others were seen. ``flipping``: which engines
-    can take another role in place, for the groups of a plan. ``alive``: nodes that the launcher knows to live
+    can take another role in place, for the groups of a plan. ``restarts``: whether groups can be started and
+    ended at all. ``alive``: nodes that the launcher knows to live
     or to be gone. ``returning``: groups that are being started again by somebody else.
     """
 
@@ -79,6 +80,7 @@ class Controller:
         engines: Engines,
         *,
         mode: Mode = "dry-run",
+        restarts: bool = True,
         policy: Policy | None = None,
         watching: Watching | None = None,
         flipping: Callable[[Plan], Flipping] = lambda _: Flipping(),
@@ -95,6 +97,7 @@ class Controller:
         self._profile = profile
         self._coordinator = coordinator
         self._mode = mode
+        self._restarts = restarts
         self._watching = watching or Watching()
         self._flipping = flipping
         self._tell = tell
@@ -229,11 +232,12 @@ class Controller:
             flipping=self._flipping(self.plan),
             effort=self._watching.effort,
             min_serving=self.policy.min_serving,
+            search=self._restarts,
             taken=frozenset(self._started),
         )
         if self._memory.urgent(observed):
             quick = await asyncio.to_thread(assess, replace(task, search=False))
-            if quick.best_rps > 0 or not lost:
+            if quick.best_rps > 0 or not lost or not self._restarts:
                 return quick
         return await self._work(task)
 

@@ -3,6 +3,8 @@
 from hexgen2.deploy.compile import compile_plan, coordinator_config
 from hexgen2.deploy.emulated import compile_emulated
 from hexgen2.deploy.environment import check_engine
+from hexgen2.deploy.groups import LocalGroups
+from hexgen2.deploy.kv_transfer import connector_of
 from hexgen2.deploy.launcher import EngineFailed, Launcher, ProcessExit, Progress, ProgressCallback
 from hexgen2.deploy.local import LocalLauncher
 from hexgen2.deploy.options import EngineOptions
@@ -19,6 +21,7 @@ __all__ = [
     "GroupEvent",
     "HostSite",
     "Launcher",
+    "LocalGroups",
     "LocalLauncher",
     "PortSource",
     "ProcessExit",
@@ -31,6 +34,7 @@ __all__ = [
     "check_engine",
     "compile_emulated",
     "compile_plan",
+    "connector_of",
     "coordinator_config",
     "counted_ports",
     "free_ports",

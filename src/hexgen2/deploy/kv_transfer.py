@@ -63,6 +63,12 @@ class Transfer:
         return json.dumps({**config, "kv_load_failure_policy": options.load_failure_policy})
 
 
+def connector_of(plan: Plan, options: EngineOptions, source: str) -> Mode | None:
+    """The connector that a plan's groups run with; None where no group hands a KV cache on."""
+    transfer = choose(plan, options, source)
+    return None if transfer is None else transfer.mode
+
+
 @dataclass(frozen=True)
 class Obstacle:
     """What keeps vLLM's own connectors from a plan: the plan's field, the problem, the rule in words."""

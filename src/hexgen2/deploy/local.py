@@ -46,6 +46,7 @@ class LocalLauncher:
         self._grace_s = grace_s
         self._deployment: Deployment | None = None
         self._started_again: Counter[str] = Counter()
+        self._started_once: set[str] = set()
         self._running: list[_Running] = []
         self._told: set[str] = set()
         self._started = 0.0
@@ -65,6 +66,7 @@ class LocalLauncher:
         self._started = time.monotonic()
         try:
             for spec in deployment.processes:
+                self._started_once.add(spec.group_id)
                 self._running.append(await self._start_one(spec))
         except BaseException:
             await self.stop()
@@ -136,23 +138,34 @@ class LocalLauncher:
         # Only now: whoever stops the launcher in the meantime must find them.
         self._running = [one for one in self._running if one not in ending]
 
+    def add(self, processes: Collection[ProcessSpec]) -> None:
+        """Take over the processes of further groups, or others in place of a group's, for `start_group`."""
+        assert self._deployment is not None, "there is nothing to add to"
+        groups = {spec.group_id for spec in processes}
+        kept = [spec for spec in self._deployment.processes if spec.group_id not in groups]
+        self._deployment = self._deployment.model_copy(update={"processes": (*kept, *processes)})
+
     async def start_group(self, group_id: str) -> None:
-        """Start a group that has ended once more; InputError where a port of it is in use by now."""
+        """Start a group once more that has ended, or one that was added; InputError where a port is in use."""
         assert self._deployment is not None, "there is nothing to start again"
         assert not any(one.spec.group_id == group_id for one in self._running), "end the group first"
         processes = self._deployment.group(group_id)
         _require_ports(processes)
-        self._started_again[group_id] += 1
+        if group_id in self._started_once:
+            self._started_again[group_id] += 1
+        self._started_once.add(group_id)
         for spec in processes:
             self._told.discard(spec.name)
-            self._running.append(await self._start_one(spec.again(self._started_again[group_id])))
+            self._running.append(await self._start_one(self._as_started(spec)))
 
     def log_of(self, group_id: str) -> Path:
         """The log of a group's first process, as it was started last."""
         assert self._deployment is not None, "nothing was started"
-        spec = self._deployment.group(group_id)[0]
-        times = self._started_again[group_id]
-        return self.run_dir / (spec.again(times).log_name if times else spec.log_name)
+        return self.run_dir / self._as_started(self._deployment.group(group_id)[0]).log_name
+
+    def _as_started(self, spec: ProcessSpec) -> ProcessSpec:
+        times = self._started_again[spec.group_id]
+        return spec.again(times) if times else spec
 
     async def stop(self) -> None:
         """End every process: SIGTERM, and SIGKILL for what is left after the grace time."""

@@ -67,16 +67,30 @@ class Supervisor:
         silence: Silence = lambda _: 0.0,
     ) -> None:
         self._launcher = launcher
-        self._groups = tuple(groups)
+        self._groups = list(groups)
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._running: asyncio.TaskGroup | None = None
         self._tell = tell
         self._policy = policy or RestartPolicy()
         self._silence = silence
 
     async def run(self) -> None:
         """Keep the groups alive; returns when all are given up."""
-        async with asyncio.TaskGroup() as tasks:
+        async with asyncio.TaskGroup() as self._running:
             for group in self._groups:
-                tasks.create_task(self._keep(group), name=f"keep-{group}")
+                self.keep(group)
+
+    def keep(self, group: str) -> None:
+        """Keep another group alive, which is ready; to be called while `run` runs."""
+        assert self._running is not None, "the supervisor does not run"
+        self._tasks[group] = self._running.create_task(self._keep(group), name=f"keep-{group}")
+
+    async def let_go(self, group: str) -> None:
+        """Leave a group alone from now on, which is to be ended."""
+        task = self._tasks.pop(group, None)
+        if task is not None:
+            task.cancel()
+            await asyncio.wait((task,))
 
     async def _keep(self, group: str) -> None:
         clock, policy, tried = asyncio.get_running_loop().time, self._policy, 0
