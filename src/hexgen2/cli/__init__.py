@@ -11,6 +11,18 @@ from types import ModuleType
 
 def commands() -> Sequence[ModuleType]:
     """The command modules, in the order of a user's path."""
-    from hexgen2.cli import bench, budget, demo, estimate, explain, export, plan, probe, serve, simulate
+    from hexgen2.cli import (
+        bench,
+        budget,
+        calibrate,
+        demo,
+        estimate,
+        explain,
+        export,
+        plan,
+        probe,
+        serve,
+        simulate,
+    )
 
-    return (probe, budget, plan, explain, estimate, simulate, serve, export, bench, demo)
+    return (probe, calibrate, budget, plan, explain, estimate, simulate, serve, export, bench, demo)

@@ -1,0 +1,209 @@
+"""Drive a live engine through prompts and decode batches of known sizes, and time it from outside.
+
+Any OpenAI-compatible vLLM will do. Prompts are random token ids, so that no prefix cache helps; a batch is one
+request with several prompts. Times are those of a client: HTTP is in them, as it is for a user.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+import numpy as np
+
+from hexgen2.calibrate.fit import Measured, Phase
+from hexgen2.cost import Layout
+from hexgen2.specs.errors import InputError
+from hexgen2.specs.model import Model
+
+REQUEST_LIMIT_S = 600.0
+STEPS = 24
+"""Decode steps that are timed at each point."""
+
+PROMPT_TOKENS = (32, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+PROMPT_BATCHES = ((4, 128), (8, 128), (4, 512), (4, 2048))
+DECODE_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
+DECODE_CONTEXTS = (64, 512, 1024, 2048, 4096, 8192)
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A live engine: where it is, what runs there on what."""
+
+    url: str
+    model: Model
+    layout: Layout
+    api_key: str | None = None
+
+
+@dataclass(frozen=True)
+class Grid:
+    """How far to go: the longest sequence, the tokens of all sequences of a batch, the sequences of a batch,
+    and how often each point is repeated."""
+
+    longest: int = 16_384
+    tokens: int = 65_536
+    batch: int = 128
+    repeats: int = 3
+
+    def points(self) -> list[tuple[Phase, int, int]]:
+        """(phase, batch, tokens of each prompt or context), within the limits."""
+        prefill: list[tuple[Phase, int, int]] = [("prefill", 1, tokens) for tokens in PROMPT_TOKENS]
+        prefill += [("prefill", batch, tokens) for batch, tokens in PROMPT_BATCHES]
+        decode: list[tuple[Phase, int, int]] = [
+            ("decode", batch, tokens) for batch in DECODE_BATCHES for tokens in DECODE_CONTEXTS
+        ]
+        return [
+            point
+            for point in (*prefill, *decode)
+            if point[1] <= self.batch
+            and point[2] + STEPS + 2 <= self.longest
+            and point[1] * (point[2] + STEPS + 2) <= self.tokens
+        ]
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """When tokens came: (seconds since the request was sent, index of the sequence), in order."""
+
+    tokens: Sequence[tuple[float, int]]
+
+    def all_begun_s(self, batch: int) -> float:
+        """When each of ``batch`` sequences had its first token."""
+        seen: set[int] = set()
+        for at, index in self.tokens:
+            seen.add(index)
+            if len(seen) == batch:
+                return at
+        raise ValueError(f"only {len(seen)} of {batch} sequences began")
+
+    def step_s(self, batch: int) -> float:
+        """Seconds of a step, from the tokens that came while all sequences ran: after the second token of the
+        last to begin, until the last token of the first to end."""
+        counts = [0] * batch
+        last = [0.0] * batch
+        start = end = None
+        for at, index in self.tokens:
+            counts[index] += 1
+            last[index] = at
+            if start is None and min(counts) >= 2:
+                start = at
+        end = min(last)
+        if start is None or end <= start:
+            raise ValueError("the sequences did not run together")
+        within = sum(1 for at, _ in self.tokens if start < at <= end)
+        return (end - start) / (within / batch)
+
+
+async def measure(engine: Engine, grid: Grid, tell: Tell = lambda _: None, seed: int = 0) -> list[Measured]:
+    """Time every point of the grid that the engine can hold; InputError where nothing answers at its URL.
+
+    A point is the median of its repeats; one that the engine refuses is left out, and told of.
+    """
+    headers = {"Authorization": f"Bearer {engine.api_key}"} if engine.api_key else {}
+    timeout = aiohttp.ClientTimeout(total=REQUEST_LIMIT_S, sock_connect=10)
+    rng = np.random.default_rng(seed)
+    found: list[Measured] = []
+    async with aiohttp.ClientSession(headers=headers, timeout=timeout) as session:
+        name, longest = await _served(session, engine.url)
+        if longest is not None:
+            grid = Grid(min(grid.longest, longest), grid.tokens, grid.batch, grid.repeats)
+        points = grid.points()
+        await _ask(session, engine, name, 1, 32, 8, rng)  # the first request of an engine is slow
+        for place, (phase, batch, tokens) in enumerate(points):
+            times: list[float] = []
+            try:
+                for _ in range(grid.repeats):
+                    times.append(await _time(session, engine, name, phase, batch, tokens, rng))
+            except ValueError as error:
+                tell(f"{phase} of {batch} x {tokens} tokens left out: {error}")
+                continue
+            seconds = statistics.median(times)
+            tell(f"[{place + 1}/{len(points)}] {phase} of {batch} x {tokens} tokens: {seconds * 1e3:.4g} ms")
+            context = tokens if phase == "prefill" else tokens + 2 + STEPS / 2
+            found.append(Measured(engine.model, phase, engine.layout, batch, context, seconds))
+    return found
+
+
+async def _time(
+    session: aiohttp.ClientSession,
+    engine: Engine,
+    name: str,
+    phase: Phase,
+    batch: int,
+    tokens: int,
+    rng: np.random.Generator,
+) -> float:
+    if phase == "prefill":
+        return (await _ask(session, engine, name, batch, tokens, 1, rng)).all_begun_s(batch)
+    return (await _ask(session, engine, name, batch, tokens, STEPS + 3, rng)).step_s(batch)
+
+
+async def _ask(
+    session: aiohttp.ClientSession,
+    engine: Engine,
+    name: str,
+    batch: int,
+    tokens: int,
+    answer: int,
+    rng: np.random.Generator,
+) -> Timeline:
+    """One streamed request of ``batch`` prompts; ValueError where the engine refuses or fails it."""
+    ids = rng.integers(10, min(engine.model.vocab_size, 30_000), size=(batch, tokens))
+    body = {
+        "model": name,
+        "prompt": ids.tolist() if batch > 1 else ids[0].tolist(),
+        "max_tokens": answer,
+        "temperature": 0,
+        "ignore_eos": True,
+        "stream": True,
+        "return_token_ids": True,  # a chunk may carry several tokens
+    }
+    came: list[tuple[float, int]] = []
+    sent = time.perf_counter()
+    try:
+        async with session.post(f"{engine.url}/v1/completions", json=body) as response:
+            if response.status != 200:
+                raise ValueError(f"HTTP {response.status}: {(await response.text())[:200]}")
+            async for line in response.content:
+                at = time.perf_counter() - sent
+                if line.startswith(b"data: ") and line[6:].strip() != b"[DONE]":
+                    came += [(at, index) for index in _indices(json.loads(line[6:]))]
+    except (aiohttp.ClientError, asyncio.TimeoutError) as error:  # noqa: UP041
+        raise ValueError(f"{type(error).__name__}: {error}") from error
+    return Timeline(came)
+
+
+def _indices(event: dict[str, Any]) -> list[int]:
+    """Which sequence each token of an event belongs to; ValueError for an error event."""
+    if "error" in event:
+        raise ValueError(f"stream error: {event['error']}")
+    found: list[int] = []
+    for choice in event.get("choices") or ():
+        tokens = choice.get("token_ids")
+        count = len(tokens) if tokens is not None else int(bool(choice.get("text")))
+        found += [int(choice.get("index", 0))] * count
+    return found
+
+
+async def _served(session: aiohttp.ClientSession, url: str) -> tuple[str, int | None]:
+    """(name of the served model, its longest sequence)."""
+    try:
+        async with session.get(f"{url}/v1/models") as response:
+            if response.status == 401:
+                raise InputError(url, "", "wants an API key", "give --api-key")
+            entry = (await response.json())["data"][0]
+            return str(entry["id"]), entry.get("max_model_len")
+    except (aiohttp.ClientError, TimeoutError, ValueError, KeyError, IndexError) as error:
+        reason = str(error) or type(error).__name__
+        raise InputError(
+            url, "", f"is no OpenAI-compatible endpoint ({reason})", "start the engine there"
+        ) from None

@@ -1,0 +1,38 @@
+"""The fit of what was measured on live engines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hexgen2.calibrate.fit import Fit, Measured, fit
+from hexgen2.cost import default_efficiency
+from hexgen2.specs.gpu import GpuType
+
+FREE = (
+    "compute",
+    "attention",
+    "memory",
+    "kv",
+    "layer_overhead_s",
+    "layer_launch_s",
+    "step_overhead_s",
+    "prompt_overhead_s",
+    "sequence_overhead_s",
+)
+
+
+def fit_live(gpu: GpuType, measured: Sequence[Measured]) -> Fit:
+    """Begin at the type's default; links are fitted where a layout has some.
+
+    The overheads that are zero by default begin at a small time: parameters are fitted as logarithms.
+    """
+    default = default_efficiency(gpu)
+    start = default.model_copy(
+        update={
+            "layer_launch_s": default.layer_overhead_s / 4,
+            "prompt_overhead_s": default.step_overhead_s,
+            "sequence_overhead_s": default.step_overhead_s / 100,
+        }
+    )
+    spread = any(stage.tp > 1 or stage.upstream for one in measured for stage in one.layout)
+    return fit(gpu.name, measured, start, (*FREE, "link") if spread else FREE)
