@@ -9,9 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hexgen2.scheduler import schedule
+from hexgen2.scheduler.metis import metis_groups
 from hexgen2.scheduler.paper import gpu_graph
 from hexgen2.scheduler.partition import fiedler, kernighan_lin, recursive, spectral_bisection
 from hexgen2.scheduler.roles import coarsen, split, weaker_phase
+from hexgen2.specs.errors import InputError
+from tests.scheduler.checks import check_plan
 from tests.scheduler.support import A100, H100, L40, cluster, problem
 
 
@@ -35,6 +39,31 @@ def test_spectral_partition_finds_cliques(count: int, each: int) -> None:
     groups = recursive(count, np.arange(len(weights)), spectral_bisection(weights, memory))
     groups = kernighan_lin(groups, weights, lambda _: True)
     assert labels(groups) == {frozenset(range(b * each, (b + 1) * each)) for b in range(count)}
+
+
+@pytest.mark.parametrize(("count", "each"), [(2, 4), (3, 4), (4, 2), (5, 3)])
+def test_metis_finds_cliques_and_repeats_itself(count: int, each: int) -> None:
+    pytest.importorskip("pymetis")
+    weights = blocks(count, each)
+    memory = np.ones(len(weights))
+    groups = metis_groups(count, weights, memory)
+    assert labels(groups) == {frozenset(range(b * each, (b + 1) * each)) for b in range(count)}
+    assert labels(metis_groups(count, weights, memory)) == labels(groups)
+
+
+@pytest.mark.parametrize("solver", ["paper", "hexgen2"])
+def test_plans_from_metis_are_valid(solver: str) -> None:
+    pytest.importorskip("pymetis")
+    task = problem(cluster((H100, 2), (A100, 4), (L40, 3), gbps=10, links={(0, 1): 50}), init="metis")
+    plan = schedule(task, solver=solver)
+    check_plan(plan, task.model, task.lengths)
+    assert plan.objective.value == schedule(task, solver=solver).objective.value
+
+
+def test_metis_that_is_missing_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hexgen2.scheduler.metis.find_spec", lambda _: None)
+    with pytest.raises(InputError, match=r"--init.*pymetis, which is not installed; pip install"):
+        schedule(problem(cluster((H100, 2)), init="metis"), solver="paper")
 
 
 def test_fiedler_vector_is_the_second_eigenvector() -> None:

@@ -25,6 +25,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="hexgen2 (default), paper, exhaustive (small clusters), "
         "or a baseline: distserve, hexgen, colocated, genetic, random-swap",
     )
+    parser.add_argument(
+        "--init",
+        choices=("spectral", "metis"),
+        default="spectral",
+        help="first partition of the GPUs where a search begins from one (metis needs pymetis)",
+    )
     inputs.add_profiles(parser)
     parser.add_argument(
         "--time-limit", type=inputs.positive, metavar="S", help="stop the search after S seconds"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from hexgen2.cost import CostModel
@@ -19,7 +20,8 @@ PLANNING_LENGTHS = 256
 
 def load_problem(args: argparse.Namespace) -> Problem:
     """The problem that ``plan`` was asked."""
-    return problem_for(args, load_cluster(args.cluster), str(args.cluster), rate=args.rate)
+    problem = problem_for(args, load_cluster(args.cluster), str(args.cluster), rate=args.rate)
+    return replace(problem, init=args.init)
 
 
 def problem_for(args: argparse.Namespace, cluster: Cluster, source: str, rate: float | None) -> Problem:

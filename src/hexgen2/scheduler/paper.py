@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from hexgen2.scheduler import moves
 from hexgen2.scheduler.evaluate import Evaluator
 from hexgen2.scheduler.feasible import need_bytes, no_disaggregation
+from hexgen2.scheduler.metis import metis_groups
 from hexgen2.scheduler.partition import kernighan_lin, recursive, spectral_bisection
 from hexgen2.scheduler.problem import Budget, Problem
 from hexgen2.scheduler.refine import MoveSource, climb
@@ -52,7 +53,7 @@ def best_of_starts(
 
 
 def starts(problem: Problem, evaluator: Evaluator, rng: np.random.Generator) -> Iterator[Solution]:
-    """First solutions: spectral partition, Kernighan–Lin, secondary partition, for each K and some seeds."""
+    """First solutions: partition, Kernighan–Lin, secondary partition, for each K and some seeds."""
     bandwidth, memory = gpu_graph(problem)
     for attempt in range(SEEDS_PER_COUNT):
         for count in group_counts(evaluator):
@@ -60,9 +61,17 @@ def starts(problem: Problem, evaluator: Evaluator, rng: np.random.Generator) -> 
             if attempt:
                 noise = rng.uniform(1 - NOISE, 1 + NOISE, size=weights.shape)
                 weights = weights * np.sqrt(noise * noise.T)
-            cut = spectral_bisection(weights, memory)
-            groups = recursive(count, np.arange(len(memory)), cut)
+            groups = first_groups(problem, count, weights, memory)
             yield start_from(evaluator, groups, weights, memory)
+
+
+def first_groups(
+    problem: Problem, count: int, weights: NDArray[np.float64], memory: NDArray[np.float64]
+) -> list[NDArray[np.int64]]:
+    """The first partition into ``count`` groups (METIS may make fewer)."""
+    if problem.init == "metis":
+        return metis_groups(count, weights, memory)
+    return recursive(count, np.arange(len(memory)), spectral_bisection(weights, memory))
 
 
 def start_from(

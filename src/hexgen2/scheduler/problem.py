@@ -15,6 +15,8 @@ from hexgen2.specs.plan import Slo
 from hexgen2.specs.workload import Lengths
 
 ObjectiveName = Literal["throughput", "goodput"]
+Init = Literal["spectral", "metis"]
+"""What makes the first partition of the paper's starts."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Problem:
     objective: ObjectiveName = "throughput"
     slo: Slo = field(default_factory=Slo)
     rate: float | None = None
+    init: Init = "spectral"
     model_name: str = ""
     source: str = ""
     profiles: tuple[str, ...] = ()

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from hexgen2.scheduler import baselines, exhaustive, hexgen2, paper
+from hexgen2.scheduler import baselines, exhaustive, hexgen2, metis, paper
 from hexgen2.scheduler.bound import upper_bound
 from hexgen2.scheduler.evaluate import Evaluator, Option, Rule, best_rate, paper_rule
 from hexgen2.scheduler.feasible import check_fits
@@ -50,6 +50,8 @@ def schedule(
     targets = problem.targets
     if targets is not None:
         problem = replace(problem, slo=Slo(ttft_s=targets.ttft_s, tpot_s=targets.tpot_s))
+    if problem.init == "metis":
+        metis.check_installed()
     budget = Budget(clock, time_limit_s, progress)
     sorted_problem = replace(problem, cluster=canonical(problem.cluster))
     solution, evaluator, extras = run(sorted_problem, seed, budget)
