@@ -8,6 +8,7 @@ pool, never falls with more money.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -22,8 +23,9 @@ from hexgen2.specs.plan import Plan, Role
 
 TEMPLATE_NODES = 4
 """Nodes of each offer that templates are made on: no template spans more of one kind."""
-LEVELS = (0.25, 0.4, 0.55, 0.7, 0.85, 1.0, 1.25, 1.5, 2.0)
-"""Prices of the frontier, in parts of the asked (or found) one."""
+RUNG, LOWEST, HIGHEST = 1.25, 0.2, 2.0
+"""Prices of the frontier are USD 1 times powers of this, in these parts of the asked (or found) price: runs for
+unlike prices look at the same ones, so that more money seldom buys less from run to run either."""
 NEAR_OPTIMAL = 0.9
 """A mix is planned when its estimate is at least this part of the best plan so far."""
 MOST_PLANS = 6
@@ -186,8 +188,7 @@ class _Search:
 
         Then every planned mix that serves more than all cheaper ones, by price.
         """
-        for part in LEVELS:
-            price = (self.asked.hourly or best.price) * part
+        for price in _rungs(self.asked.hourly or best.price):
             found = self.market.best(Wanted(hourly=price, gpus=self.asked.max_gpus))
             if found is not None:
                 self.plan(found.mix, found.rps)
@@ -280,6 +281,14 @@ class _Search:
         )
 
 
+def _rungs(centre: float) -> list[float]:
+    """Prices around one, rising."""
+    if centre <= 0:
+        return []
+    first, last = (math.log(centre * part, RUNG) for part in (LOWEST, HIGHEST))
+    return [RUNG**step for step in range(math.ceil(first), math.floor(last) + 1)]
+
+
 def _market(problem: Problem, offers: Offers, asked: Asked) -> Market:
     """The templates of the offers."""
     mix = tuple(min(TEMPLATE_NODES, offer.available) for offer in offers.offers)
@@ -298,6 +307,6 @@ def _most(offers: Offers, asked: Asked) -> Mix:
         if asked.max_gpus is not None:
             most = min(most, asked.max_gpus // offer.count)
         if asked.hourly is not None and offer.node_price > 0:
-            most = min(most, int(asked.hourly * LEVELS[-1] / offer.node_price * (1 + 1e-9)))
+            most = min(most, int(asked.hourly * HIGHEST / offer.node_price * (1 + 1e-9)))
         limits.append(most)
     return tuple(limits)
