@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from hexgen2.cost.goodput import prompt_queue
 from hexgen2.scheduler.evaluate import Evaluator, Option, best_rate, paper_rule
-from hexgen2.scheduler.layouts import StageTemplate
+from hexgen2.scheduler.layouts import StageTemplate, Template, layout_of
 from hexgen2.scheduler.problem import Problem
 from hexgen2.scheduler.solution import Cell, Solution, assemble
 from hexgen2.scheduler.topology import canonical, members_of
@@ -30,8 +31,23 @@ def restored(problem: Problem, plan: Plan) -> tuple[Problem, Evaluator, Solution
             for node, gpus in stage.members:
                 counts[node] = counts.get(node, 0) + gpus
         cells.append(Cell(members_of(counts), group.role, template))
-        options.append(Option(group.role, template, group.capacity_rps, group.max_batch, 0.0))
+        options.append(_option(sorted_problem, evaluator, group, template))
     return sorted_problem, evaluator, assemble(evaluator, cells, options)
+
+
+def _option(problem: Problem, evaluator: Evaluator, group: Group, template: Template) -> Option:
+    """A group at the plan's rate; under goodput with what its routes need to know of it."""
+    option = Option(group.role, template, group.capacity_rps, group.max_batch, 0.0)
+    targets = problem.targets
+    if targets is None or group.role == "colocated":
+        return option
+    cost, moments = problem.cost, problem.cost.moments(problem.lengths)
+    layout = layout_of(evaluator.topology, template)
+    if group.role == "decode":
+        return replace(option, latency_s=cost.decode_capacity(layout, moments, targets.tpot_s).tpot_s)
+    batch = max(1, cost.prefill_capacity(layout, moments).batch_requests)
+    queue = prompt_queue(cost.compiled(layout).costs, moments, batch, cost.settings)
+    return replace(option, queue=queue)
 
 
 def _template(cluster: Cluster, group: Group) -> tuple[StageTemplate, ...]:

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from hexgen2.scheduler import baselines, exhaustive, hexgen2, metis, paper
 from hexgen2.scheduler.bound import upper_bound
+from hexgen2.scheduler.classes import with_classes
 from hexgen2.scheduler.evaluate import Evaluator, Option, Rule, best_rate, paper_rule
 from hexgen2.scheduler.feasible import check_fits
 from hexgen2.scheduler.layouts import StageTemplate
@@ -65,6 +66,8 @@ def schedule(
         extras=replace(extras, notes=(*extras.notes, *notes)),
         shadow=shadow,
     )
+    if solver in CLASS_SOLVERS:
+        plan = with_classes(sorted_problem, plan)
     return plan.model_copy(update={"wall_s": budget.spent_s})
 
 
@@ -128,6 +131,8 @@ def _baseline(search: Search, rule: Rule) -> Solver:
     return run
 
 
+CLASS_SOLVERS = ("hexgen2", "exhaustive")
+"""Solvers whose plans may route request classes differently: those that go past the paper."""
 SOLVERS: dict[str, Solver] = {
     "hexgen2": _hexgen2,
     "paper": _baseline(paper.search, paper_rule),
