@@ -59,7 +59,7 @@ class TestRouter:
             (RequestSize(100, 5), 0.6),
             (RequestSize(1000, 5), 0.0),
             (RequestSize(1000, 500), 1.0),
-            (RequestSize(1000), 0.05 / 0.25),  # the mean over both long classes
+            (RequestSize(1000), 0.5),  # one of two classes: all requests' shares
             (RequestSize(), 0.5),  # nothing known: all requests' shares
         ],
     )

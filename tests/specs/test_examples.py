@@ -23,6 +23,7 @@ STATED = {
     "mixed-3": (27.86, {"A100-80G-PCIe": 6, "L40": 10, "A6000": 8}),
     "mixed-4": (28.62, {"H100-80G-SXM": 4, "L40": 8, "A6000": 6}),
     "mixed-5": (20.62, {"A100-80G-PCIe": 4, "L40": 8, "A6000": 6}),
+    "h100-and-a6000": (6.85, {"H100-80G-SXM": 1, "A6000": 4}),
     "local-cpu": (0.0, {"cpu-2c-4g": 1, "cpu-1c": 2}),
 }
 MIXED = [name for name in STATED if name.startswith("mixed")]

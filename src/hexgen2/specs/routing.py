@@ -145,9 +145,9 @@ class SmoothRouter:
 class ClassRouter:
     """Chooses by the shares of a request's class, or by those of all requests where there are no classes.
 
-    Of a request that may belong to several classes (its ``max_tokens`` is not known) the shares are the mean
-    over them, weighted by their fractions. Those of all requests count for a request that belongs to no class,
-    and for one none of whose class's paths is available.
+    Those of all requests count too for a request whose class is not known (its ``max_tokens`` is not named),
+    for one that belongs to none, and for one none of whose class's paths is available: they are right for any
+    mixture of requests that is like the whole.
     """
 
     def __init__(
@@ -158,33 +158,23 @@ class ClassRouter:
         slack: float = 0.0,
     ) -> None:
         self.everything = SmoothRouter(paths, bound, slack)
-        self._paths = tuple(paths)
-        self._bounds = (bound, slack)
         self._classes = tuple(classes)
-        self._routers: dict[tuple[int, ...], tuple[SmoothRouter, ...]] = {}
-
-    @property
-    def paths(self) -> tuple[Path, ...]:
+        self._by_class = tuple(
+            SmoothRouter(
+                [replace(path, share=path.class_shares.get(one.name, 0.0)) for path in paths], bound, slack
+            )
+            for one in classes
+        )
+        used = set(self.everything.paths).union(*(router.paths for router in self._by_class))
+        self.paths = tuple(path for path in paths if path in used)
         """Every path that some request may take, with its share of all requests."""
-        if not self._classes:
-            return self.everything.paths
-        return tuple(path for path in self._paths if path.share > 0 or any(path.class_shares.values()))
 
     def routers(self, size: RequestSize) -> tuple[SmoothRouter, ...]:
         """Whom to ask for a path of a request of this size, one after the other."""
-        fitting = tuple(place for place, one in enumerate(self._classes) if one.may_contain(size))
-        if not fitting or len(fitting) == len(self._classes):
+        fitting = [place for place, one in enumerate(self._classes) if one.may_contain(size)]
+        if len(fitting) != 1:
             return (self.everything,)
-        known = self._routers.get(fitting)
-        if known is None:
-            total = sum(self._classes[place].fraction for place in fitting)
-            weights = {self._classes[place].name: self._classes[place].fraction / total for place in fitting}
-            shared = [
-                replace(path, share=sum(weights.get(name, 0.0) * s for name, s in path.class_shares.items()))
-                for path in self._paths
-            ]
-            known = self._routers[fitting] = (SmoothRouter(shared, *self._bounds), self.everything)
-        return known
+        return (self._by_class[fitting[0]], self.everything)
 
     def choose(
         self, available: Callable[[Path], bool], load: Mapping[str, float], size: RequestSize
