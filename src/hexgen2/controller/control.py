@@ -92,7 +92,7 @@ class Controller:
     ) -> None:
         self.plan = plan
         self.policy = policy or Policy()
-        self._planned = planned
+        self._lengths = planned  # as seen last
         self._cost = cost
         self._profile = profile
         self._coordinator = coordinator
@@ -171,7 +171,9 @@ class Controller:
         self._window.received(
             now, {group: KvReceived(one.bytes, one.transfers, one.seconds) for group, one in totals.items()}
         )
-        return self._window.observe(now, self._fleet_state())
+        observed = self._window.observe(now, self._fleet_state())
+        self._lengths = observed.lengths or self._lengths
+        return observed
 
     # Parts of a round
 
@@ -207,8 +209,7 @@ class Controller:
 
     def _setting(self, observed: Observation) -> Setting:
         slo = self.plan.slo.tpot_s if self.plan.objective.name == "goodput" else None
-        lengths = observed.lengths or self._planned
-        return Setting(self.plan.cluster, self._cost, self._profile, lengths, slo, observed.links)
+        return Setting(self.plan.cluster, self._cost, self._profile, self._lengths, slo, observed.links)
 
     def _up(self, observed: Observation) -> Seats:
         return live(seats_of(self.plan, self._started), observed.fleet.up)

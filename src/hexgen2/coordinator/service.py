@@ -81,14 +81,18 @@ class Coordinator:
     # What whoever runs the engines tells and asks
 
     def engine_ended(self, group_id: str) -> None:
-        """A process of this engine has ended: take it out now, not with the next health poll."""
-        self.fleet.mark_down(self.fleet.engines[group_id], "its process ended")
+        """A process of this engine has ended: take it out now, not with the next health poll. An engine that is
+        not in the config (not yet, or not any more) is left alone, here and below."""
+        engine = self.fleet.engines.get(group_id)
+        if engine is not None:
+            self.fleet.mark_down(engine, "its process ended")
 
     def engine_restarts(self, group_id: str) -> None:
         """The engine is being started again; what its predecessor did is not held against it."""
-        engine = self.fleet.engines[group_id]
-        self.metrics.restarts.labels(group_id, engine.endpoint.role).inc()
-        self.fleet.forgive(group_id)
+        engine = self.fleet.engines.get(group_id)
+        if engine is not None:
+            self.metrics.restarts.labels(group_id, engine.endpoint.role).inc()
+            self.fleet.forgive(group_id)
 
     def update(self, config: CoordinatorConfig) -> None:
         """Serve by another config from now on: other shares, roles, engines or routes; time-outs, limits and
@@ -123,7 +127,8 @@ class Coordinator:
 
     def silent_for(self, group_id: str) -> float:
         """For how many seconds an engine has been down; 0 while it is up."""
-        return self.fleet.engines[group_id].down_for(time.monotonic())
+        engine = self.fleet.engines.get(group_id)
+        return 0.0 if engine is None else engine.down_for(time.monotonic())
 
     @contextlib.asynccontextmanager
     async def running(
