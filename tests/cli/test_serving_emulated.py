@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from io import StringIO
 from pathlib import Path
 
@@ -10,7 +12,10 @@ import psutil
 import pytest
 from rich.console import Console
 
+from hexgen2.cli.main import main
 from hexgen2.cli.serving import Emulation, Options, serving
+from hexgen2.coordinator.engine import Engine
+from hexgen2.coordinator.health import HealthWatch
 from hexgen2.deploy import EngineFailed, compile_emulated, counted_ports
 from hexgen2.specs.catalog.models import load_model
 from hexgen2.specs.errors import InputError
@@ -61,3 +66,38 @@ async def test_a_plan_of_twenty_gpus_answers_here(plan: Plan, tmp_path: Path) ->
         guard.kill()
         with pytest.raises(EngineFailed, match="emulated was killed"):
             await served.until_interrupted()
+
+
+async def test_a_controller_runs_beside_a_service(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is asked for, so nothing is decided; a loss is answered at once."""
+    lost, poll, dead = plan.role_groups("prefill")[0].id, HealthWatch.poll, False
+
+    async def sometimes_dead(self: HealthWatch, engine: Engine) -> None:
+        if dead and engine.id == lost:
+            self._client.fleet.mark_down(engine, "it is to be dead in this test")
+        else:
+            await poll(self, engine)
+
+    monkeypatch.setattr(HealthWatch, "poll", sometimes_dead)
+    emulation = Emulation(profiles=("splitwise-2023",), slowdown=1.0)
+    options = Options(port=0, run_directory=tmp_path, source=str(PLAN), emulation=emulation, replan="on")
+    told = StringIO()
+    async with serving(plan, options, Console(file=told, width=400)) as served:
+        await asyncio.sleep(3.0)
+        assert not (tmp_path / "decisions.jsonl").exists()
+        dead = True
+        async with asyncio.timeout(30):
+            while served.coordinator.config.engine(lost).share > 0:  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
+        decision = json.loads((tmp_path / "decisions.jsonl").read_text().splitlines()[0])
+    assert decision["action"] in ("routes", "flip")
+    assert decision["numbers"]["down"] == [lost]
+    assert "engines came or went" in told.getvalue()
+
+
+def test_replanning_needs_engines_at_the_plans_pace(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["serve", str(PLAN), "--engine", "emulated", "--slowdown", "2", "--replan", "on", "--port", "0"]
+    assert main(arguments) == 2
+    assert "--replan" in capsys.readouterr().err

@@ -75,7 +75,7 @@ class Served:
     """A running service."""
 
     def __init__(self, coordinator: Coordinator, console: Console) -> None:
-        self._coordinator = coordinator
+        self.coordinator = coordinator
         self._console = console
         self._given_up: set[str] = set()
         self.returning: set[str] = set()
@@ -84,11 +84,11 @@ class Served:
 
     @property
     def url(self) -> str:
-        return self._coordinator.url
+        return self.coordinator.url
 
     async def kv_bytes(self) -> float:
         """Bytes of KV cache that the engines have received since they started."""
-        urls = {engine.group_id: engine.url for engine in self._coordinator.config.engines}
+        urls = {engine.group_id: engine.url for engine in self.coordinator.config.engines}
         return sum(total.bytes for total in (await kv_transfer_totals(urls)).values())
 
     async def until_interrupted(self) -> None:
@@ -96,7 +96,7 @@ class Served:
 
         Engines that end are started again meanwhile, and each event is reported.
         """
-        async with _interrupts(self._coordinator.reload) as interrupted:
+        async with _interrupts(self.coordinator.reload) as interrupted:
             waiting = asyncio.create_task(interrupted.wait())
             try:
                 await asyncio.wait((waiting, self._lost), return_when=asyncio.FIRST_COMPLETED)
@@ -107,7 +107,7 @@ class Served:
 
     def note(self, event: GroupEvent) -> None:
         """Take what the supervisor tells of to the coordinator and to the user."""
-        coordinator, group = self._coordinator, event.group
+        coordinator, group = self.coordinator, event.group
         if event.kind in ("down", "starting"):
             self.returning.add(group)
         else:
@@ -143,7 +143,7 @@ class Served:
             if tries
             else "engines are not to be started again"
         )
-        paths = self._coordinator.fleet.planned.paths
+        paths = self.coordinator.fleet.planned.paths
         if any(self._given_up.isdisjoint(path.groups) for path in paths):
             self._console.print(f"[bold red]{told}[/]\nserving goes on without it")
         elif not self._lost.done():
@@ -184,6 +184,8 @@ async def serving(plan: Plan, options: Options, console: Console) -> AsyncIterat
             await stack.enter_async_context(_in_background(_watch_fleet(launcher, served), served))
             engines: Engines = FixedEngines(deployment)
             in_place = True
+            if options.emulation.profiles:  # the engines' times are theirs
+                plan = plan.model_copy(update={"profiles": options.emulation.profiles})
         else:
             groups = [engine.group_id for engine in deployment.coordinator.engines]
             supervisor = Supervisor(launcher, groups, served.note, options.restarts, coordinator.silent_for)
