@@ -168,6 +168,22 @@ def test_mixing_can_beat_every_single_type() -> None:
     assert all(one.best is not None and one.best.rps < answer.best.rps for one in answer.alone)
 
 
+def test_of_own_hardware_no_more_is_taken_than_the_rate_needs() -> None:
+    offers = shop((A6000, 1, 4, 0.0), (H100, 1, 1, 3.0))
+    alone = budget(question(offers), offers, Asked(hourly=0.01, max_gpus=1)).best
+    assert alone.mix == (1, 0)
+    answer = budget(question(offers), offers, Asked(rate=0.9 * alone.rps))
+    assert answer.best.mix == (1, 0)
+    assert answer.best.price == answer.bound == pytest.approx(0, abs=1e-5)
+
+
+def test_no_cluster_is_larger_than_can_be_planned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_GPUS", 3)
+    offers = shop((A6000, 2, 8, 0.8), (L40, 1, 8, 1.1))
+    answer = budget(question(offers), offers, Asked(hourly=100))
+    assert all(offers.gpus(rented.mix) <= 3 for rented in (answer.best, *answer.frontier))
+
+
 @pytest.mark.parametrize(
     ("asked", "line"),
     [

@@ -28,6 +28,8 @@ RUNG, LOWEST, HIGHEST = 1.25, 0.2, 2.0
 unlike prices look at the same ones, so that more money seldom buys less from run to run either."""
 NEAR_OPTIMAL = 0.9
 """A mix is planned when its estimate is at least this part of the best plan so far."""
+MOST_GPUS = 1024
+"""GPUs rented at most, whatever is asked: larger clusters take minutes to plan."""
 MOST_PLANS = 6
 """Mixes planned for the asked price beside the program's first."""
 STEPS, STEP = 60, 1.005
@@ -90,6 +92,7 @@ def budget(
 
     ``problem.cluster`` is not looked at. Deterministic for a seed.
     """
+    asked = replace(asked, max_gpus=min(MOST_GPUS, asked.max_gpus or MOST_GPUS))
     search = _Search(problem, offers, asked, seed, watch)
     if asked.hourly is not None:
         best, bound = search.most_for(asked.hourly)

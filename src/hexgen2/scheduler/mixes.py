@@ -27,6 +27,8 @@ from hexgen2.specs.plan import Role
 FloatArray = NDArray[np.float64]
 MIP_GAP = 2e-3
 """Part of the optimum at which the program may stop: far below what the planner's own result varies by."""
+LEAST_PRICE = 1e-6
+"""USD per hour that a GPU counts as when the price is minimised, beside its own price."""
 NODE_LIMIT = 2000
 """Branches looked at: a limit in seconds would make the answer depend on the machine."""
 
@@ -75,19 +77,22 @@ class Market:
         """The best mix that keeps what is wanted; None when there is none (or none that serves at all)."""
         if not self.columns:
             return None
-        rows = [*self._rows]
-        prices = dict(enumerate(offer.node_price for offer in self.offers.offers))
+        rows, offers = [*self._rows], self.offers.offers
+        prices = dict(enumerate(offer.node_price for offer in offers))
         served = dict.fromkeys(self._served, -1.0)
         served.update({at: -rate for at, rate in self._colocated.items()})
         if wanted.hourly is not None:
             rows.append((prices, wanted.hourly))
         if wanted.gpus is not None:
-            rows.append(({k: float(o.count) for k, o in enumerate(self.offers.offers)}, float(wanted.gpus)))
+            rows.append(({k: float(o.count) for k, o in enumerate(offers)}, float(wanted.gpus)))
         if wanted.rate is not None:
             rows.append((served, -wanted.rate / self._scale))
         goal = np.zeros(self._variables)
         if wanted.rate is not None:
-            goal[list(prices)] = list(prices.values())
+            # Of equally cheap mixes the smallest: own hardware costs nothing.
+            goal[list(prices)] = [
+                p + LEAST_PRICE * o.count for p, o in zip(prices.values(), offers, strict=True)
+            ]
         else:
             goal[list(served)] = list(served.values())
             # Of equal rates the cheapest mix: no node is rented that serves nothing.
@@ -105,6 +110,7 @@ class Market:
         mix = tuple(round(count) for count in found.x[: len(self.most)])
         bound = float(found.mip_dual_bound)
         if wanted.rate is not None:  # what all of the mix serves, not only the rate that was asked
+            bound = max(0.0, bound - LEAST_PRICE * self.offers.gpus(self.most))
             whole = self.best(Wanted(most=mix, roles=wanted.roles))
             return None if whole is None else replace(whole, mix=mix, price=self.offers.price(mix), bound=bound)
         rps = -sum(factor * float(found.x[at]) for at, factor in served.items()) * self._scale
