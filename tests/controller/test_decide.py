@@ -128,6 +128,11 @@ def test_a_loss_is_answered_at_once(offers: list[tuple[Remedy, float]], action: 
     assert "came or went" in decision.text
 
 
+def test_where_nothing_can_serve_nothing_is_done() -> None:
+    nothing = found(0.0, offer("routes", 0.0))
+    assert act(nothing, Memory(routed=UP | {"d1"}), times=1).action == "keep"
+
+
 def test_a_group_that_comes_back_is_used_again_though_nothing_lacks() -> None:
     decision = act(found(50.0, offer("routes", 60.0), rps=5.0), Memory(routed=frozenset({"p0"})), times=1)
     assert decision.action == "routes"

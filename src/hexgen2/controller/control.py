@@ -144,6 +144,7 @@ class Controller:
             assert verdict.plan is not None, "there is a plan to go back to"
             back = candidate(carrier, self._up(observed), seats_of(verdict.plan), self._demand(observed))
             await self._apply(back, carrier, verdict.text)
+            self._memory = replace(self._memory, routed=frozenset(self.plan.group_by_id))
             return verdict
         now_rps = carrier.with_shares(self._up(observed), shares_of(self.plan))
         if needs_look(self.policy, self._memory, observed, now_rps) is None:

@@ -152,7 +152,7 @@ def decide(policy: Policy, memory: Memory, observed: Observation, found: Assessm
     demand, now_s = found.demand, observed.at_s
     memory = replace(memory, looked_s=now_s)
     urgent = memory.urgent(observed)
-    allowed = [one for one in found.candidates if not _refused(memory, one, now_s)]
+    allowed = [one for one in found.candidates if one.rps > 0 and not _refused(memory, one, now_s)]
     worthwhile = [one for one in allowed if _gain(found, one) >= _least(policy, one, urgent)]
     numbers = _numbers(found, observed)
     if not worthwhile:
