@@ -108,6 +108,8 @@ async def test_losing_a_node_loses_no_request_and_its_return_is_used() -> None:
 
             assert await eventually(answered) < 10.0
             await load.rate(2.0)
+            seen = stand.coordinator.metrics.registry.get_sample_value
+            assert 0 < (seen("hexgen2:plan_capacity_rps") or 0) < plan.throughput_rps
             for name in gone:
                 await stand.groups.revive(plan, name)
             await eventually(lambda: not answered())

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from typing import Literal
 
+from prometheus_client import Counter, Gauge
+
 from hexgen2.controller.apply import Applier, ChangeFailed, Engines
 from hexgen2.controller.assess import Assessment, Flipping, Task, assess
 from hexgen2.controller.carry import Carrier, Seats, Setting, live, seats_of, shares_of
@@ -110,6 +112,20 @@ class Controller:
         self._memory = Memory(routed=frozenset(plan.group_by_id))
         self._started = {group.id: group.max_batch for group in plan.groups}
         coordinator.metrics.listener = self
+        registry = coordinator.metrics.registry
+        self._changes = Counter(
+            "hexgen2:plan_changes", "Changes of the plan while serving", ("action",), registry=registry
+        )
+        self._now_rps = Gauge(
+            "hexgen2:plan_capacity_rps",
+            "Requests/s that the plan can carry under the load seen last, by the cost model",
+            registry=registry,
+        )
+        self._best_rps = Gauge(
+            "hexgen2:best_plan_rps",
+            "The same of the best plan found, when it was last looked",
+            registry=registry,
+        )
 
     # What the coordinator tells
 
@@ -147,9 +163,11 @@ class Controller:
             self._memory = replace(self._memory, routed=frozenset(self.plan.group_by_id))
             return verdict
         now_rps = carrier.with_shares(self._up(observed), shares_of(self.plan))
+        self._now_rps.set(now_rps)
         if needs_look(self.policy, self._memory, observed, now_rps) is None:
             return None
         found = await self._assess(observed)
+        self._best_rps.set(found.best_rps)
         decision, self._memory = decide(self.policy, self._memory, observed, found)
         self._tell(decision)
         if decision.candidate is None:
@@ -267,6 +285,7 @@ class Controller:
             return False
         finally:
             self._window.forget(self._clock())
+        self._changes.labels(chosen.remedy).inc()
         for group in chosen.starts:
             self._started[group] = self.plan.group_by_id[group].max_batch
         return True
