@@ -12,8 +12,10 @@ from hexgen2.scheduler.bound.places import Places
 from hexgen2.scheduler.bound.result import Bound
 from hexgen2.scheduler.columns import Kinds
 from hexgen2.scheduler.evaluate import Evaluator
+from hexgen2.scheduler.problem import Problem
+from hexgen2.scheduler.topology import Topology
 
-__all__ = ["Bound", "upper_bound"]
+__all__ = ["Bound", "by_grid", "upper_bound"]
 
 CUTS = 120_000
 """Rows of stage counts up to which every group of a cluster is looked at."""
@@ -24,12 +26,17 @@ CELLS = 30_000
 def upper_bound(evaluator: Evaluator) -> Bound:
     """Requests/s that no plan of the problem exceeds."""
     problem, topology = evaluator.problem, evaluator.topology
-    if prod(count + 1 for count in topology.counts) <= CELLS and (
-        count_cuts(problem, Places.of_nodes(topology)) <= CUTS
-    ):
+    if by_grid(problem, topology):
         return grid_bound(problem, topology)
     if problem.engine.uniform_tp:
         value = linear_bound(problem, Places.of_kinds(Kinds(topology)))
         if value is not None:
             return Bound(value)
     return Bound(additive_bound(evaluator))
+
+
+def by_grid(problem: Problem, topology: Topology) -> bool:
+    """Whether a cluster is small enough to look at every group of its nodes."""
+    if prod(count + 1 for count in topology.counts) > CELLS:
+        return False
+    return count_cuts(problem, Places.of_nodes(topology)) <= CUTS

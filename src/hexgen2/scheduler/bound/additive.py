@@ -78,11 +78,17 @@ def additive_bound(evaluator: Evaluator) -> float:
     prefilled = [lp.new() for _ in range(number)]
     decoded = [lp.new() for _ in range(number)]
 
+    in_all: dict[int, float] = {}
     for kind in range(number):
-        rate = max(_prefill_rate(evaluator, kinds, kind, tp) for tp in evaluator.sizes)
+        rates = [_prefill_rate(evaluator, kinds, kind, tp) for tp in evaluator.sizes]
         taken = lp.new()
         gpus[kind][taken] = 1.0
-        lp.add({prefilled[kind]: 1.0, taken: -rate}, 0.0)
+        # Of more GPUs than KV heads, on several nodes, those of one node may send what the others hold too.
+        copies = [max(1.0, tp / problem.model.kv_shards) for tp in evaluator.sizes]
+        sent = max(rate * copy for rate, copy in zip(rates, copies, strict=True))
+        lp.add({prefilled[kind]: 1.0, taken: -sent}, 0.0)
+        in_all |= {prefilled[kind]: 1.0, taken: -max(rates)}
+    lp.add(in_all, 0.0)
     decode_rows: list[dict[int, float]] = [{decoded[kind]: 1.0} for kind in range(number)]
     served_row: dict[int, float] = {served: 1.0}
     for role in ("decode", "colocated"):

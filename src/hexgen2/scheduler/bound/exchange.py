@@ -20,10 +20,13 @@ MOST_CUT = 7
 
 
 class Exchange:
-    """The flow between the GPUs of nodes, bounded by what these contribute and by links and NICs."""
+    """The flow between the GPUs of nodes, bounded by what these contribute and by links and NICs.
 
-    def __init__(self, problem: Problem, places: Places) -> None:
-        self.problem, self.places = problem, places
+    ``free``: links and NICs limit nothing, to tell what they are worth.
+    """
+
+    def __init__(self, problem: Problem, places: Places, *, free: bool = False) -> None:
+        self.problem, self.places, self.free = problem, places, free
         self.kv_bytes = problem.cost.moments(problem.lengths).input * problem.model.kv_bytes_per_token
 
     def most(self, giving: IntArray, taking: IntArray) -> FloatArray:
@@ -31,8 +34,8 @@ class Exchange:
         taken = taking * self.decode_gpu
         given = np.minimum(giving * self.prefill_gpu, taken + self.nic)  # a node keeps no more than it takes
         present = (giving > 0).astype(float)
-        least = np.full(len(taking), np.inf)
-        for reached in self._cuts:
+        least = np.minimum(given.sum(axis=1), taken.sum(axis=1))
+        for reached in self._cuts if not self.free else ():
             into = np.minimum(present @ (self.link * reached[:, None]), self.nic)
             into[:, reached] = np.inf
             least = np.minimum(least, given @ ~reached + np.minimum(taken, into).sum(axis=1))
@@ -47,16 +50,18 @@ class Exchange:
         for a, first in enumerate(self.places.nodes):
             for b, second in enumerate(self.places.nodes):
                 if a != b:
-                    carried[a, b] = bandwidth[np.ix_(first, second)].sum() / self.kv_bytes
+                    whole = np.inf if self.free else bandwidth[np.ix_(first, second)].sum()
+                    carried[a, b] = whole / self.kv_bytes
         return carried
 
     @cached_property
     def nic(self) -> FloatArray:
         """(K,) requests' KV caches per second through all NICs of a place."""
+        if self.free:
+            return np.full(len(self.places), np.inf)
         cluster = self.places.topology.cluster
-        return np.array([sum(cluster.nic_bandwidth(node) for node in nodes) for nodes in self.places.nodes]) / (
-            self.kv_bytes
-        )
+        whole = [sum(cluster.nic_bandwidth(node) for node in nodes) for nodes in self.places.nodes]
+        return np.array(whole) / self.kv_bytes
 
     @cached_property
     def _cuts(self) -> list[NDArray[np.bool_]]:

@@ -34,11 +34,12 @@ PARTS = 11
 """Weights of prefill against decode among which the best is taken to leave out splits early."""
 
 
-def grid_bound(problem: Problem, topology: Topology) -> Bound:
-    """Requests/s that no plan exceeds, and plans that might come near."""
+def grid_bound(problem: Problem, topology: Topology, exchange: Exchange | None = None) -> Bound:
+    """Requests/s that no plan exceeds, and plans that might come near. ``exchange``: not the network's."""
     places = Places.of_nodes(topology)
+    exchange = exchange or Exchange(problem, places)
     closed = {role: _Closed.of(problem, places, role) for role in ROLES}
-    splits = _Splits(closed["colocated"], closed["prefill"], closed["decode"], Exchange(problem, places))
+    splits = _Splits(closed["colocated"], closed["prefill"], closed["decode"], exchange)
     value, best = splits.best()
     return Bound(value * (1 + NEGLIGIBLE), tuple(splits.cells(giving, taking) for giving, taking in best))
 

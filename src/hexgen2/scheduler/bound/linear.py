@@ -42,11 +42,11 @@ TOLERANCE = 2e-4
 """What a group is worth beyond its price, as a part of that, that counts as nothing."""
 
 
-def linear_bound(problem: Problem, places: Places) -> float | None:
-    """Requests/s that no plan exceeds; None where `ROUNDS` are too few to tell."""
+def linear_bound(problem: Problem, places: Places, exchange: Exchange | None = None) -> float | None:
+    """Requests/s that no plan exceeds; None where `ROUNDS` are too few. ``exchange`` as in `grid_bound`."""
     longest = longest_column(len(places))
     pools = [_Pool(problem, places, role, longest) for role in ROLES]
-    exchange = Exchange(problem, places)
+    exchange = exchange or Exchange(problem, places)
     program = Program(exchange, [LongPipelines(problem, places, role, longest) for role in ROLES])
     for pool in pools:
         program.add(pool.role, pool.alone)

@@ -28,14 +28,13 @@ class Groups:
     values: FloatArray
 
 
-def closure(guesses: FloatArray, exact: Exact, start: FloatArray | None = None) -> tuple[FloatArray, Groups]:
+def closure(guesses: FloatArray, exact: Exact) -> tuple[FloatArray, Groups]:
     """(F, the groups of which it is made). ``guesses``: never below the values, shaped as the grid.
 
-    ``start``: a closure whose groups may be used too. For every packing of groups into g the sum of their
-    values is at most (1 + NEGLIGIBLE)·F[g].
+    For every packing of groups into g the sum of their values is at most (1 + NEGLIGIBLE)·F[g].
     """
     shape = guesses.shape
-    best = np.zeros(shape) if start is None else start.copy()
+    best = np.zeros(shape)
     cells = np.argwhere(guesses > 0)
     sizes = cells.sum(axis=1)
     kept: list[IntArray] = []

@@ -27,7 +27,8 @@ class RoleWork:
         self.role = role
         self.settings = problem.cost.settings
         self.moments = problem.cost.moments(problem.lengths)
-        self.tpot_s = problem.slo.tpot_s if problem.objective == "goodput" and role != "prefill" else None
+        targets = problem.targets
+        self.tpot_s = None if targets is None or role == "prefill" else targets.tpot_s
 
     @cached_property
     def prompts(self) -> int:
