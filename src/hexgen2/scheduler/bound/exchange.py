@@ -34,7 +34,7 @@ class Exchange:
         taken = taking * self.decode_gpu
         given = np.minimum(giving * self.prefill_gpu, taken + self.nic)  # a node keeps no more than it takes
         present = (giving > 0).astype(float)
-        least = np.minimum(given.sum(axis=1), taken.sum(axis=1))
+        least: FloatArray = np.minimum(given.sum(axis=1), taken.sum(axis=1))
         for reached in self._cuts if not self.free else ():
             into = np.minimum(present @ (self.link * reached[:, None]), self.nic)
             into[:, reached] = np.inf
