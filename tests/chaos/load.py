@@ -61,11 +61,16 @@ def _request(draw: random.Random, number: int, model: str, stops: Sequence[str],
         body["stop"] = [draw.choice(stops)]
     if draw.random() < 0.2:
         body["return_token_ids"] = True
-    if several and not stream and draw.random() < 0.1:
+    # What cannot go on elsewhere from token ids, and is generated anew instead.
+    if draw.random() < 0.1:
+        body["presence_penalty"] = 0.5
+    if several and draw.random() < 0.1:
         body["n"] = 2
     if draw.random() < 0.5:
         body["messages"] = [{"role": "user", "content": text}]
         body["max_completion_tokens"] = tokens
+        if draw.random() < 0.1:
+            body["logprobs"] = True
         return Request(number, CHAT, body)
     body["prompt"] = text
     body["max_tokens"] = tokens
@@ -128,6 +133,7 @@ def _take(answer: Answer, body: dict[str, Any]) -> None:
             answer.ends[index] = (choice["finish_reason"], choice.get("stop_reason"))
         logprobs = choice.get("logprobs") or {}
         answer.logprob_tokens += logprobs.get("tokens") or []
+        answer.logprob_tokens += [entry["token"] for entry in logprobs.get("content") or []]
         answer.text_offsets += logprobs.get("text_offset") or []
     answer.usage = body.get("usage") or answer.usage
 

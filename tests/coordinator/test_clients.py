@@ -1,13 +1,17 @@
-"""The official `openai` client works unchanged."""
+"""The official `openai` client and curl work unchanged."""
 
 from __future__ import annotations
 
+import asyncio
+import json
+import shutil
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import openai
 import pytest
 
-from .conftest import MODEL, Stand, expected
+from .conftest import MODEL, Stand, expected, parse_events, text_of
 
 
 @pytest.fixture
@@ -67,3 +71,37 @@ async def test_a_broken_stream_raises(client: openai.AsyncOpenAI, pair: Stand) -
             model=MODEL, prompt="a", stream=True, presence_penalty=1
         ):
             pass
+
+
+CURL = shutil.which("curl")
+
+
+async def curl(*arguments: str) -> tuple[int, str]:
+    """(exit code, standard output)."""
+    assert CURL is not None
+    process = await asyncio.create_subprocess_exec(
+        *(CURL, "-sS", "--max-time", "20", *arguments), stdout=asyncio.subprocess.PIPE
+    )
+    text, _ = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, text.decode()
+
+
+@pytest.mark.skipif(CURL is None, reason="curl is not installed")
+async def test_curl(pair: Stand, tmp_path: Path) -> None:
+    """Plain, streamed, a body large enough to be announced (Expect: 100-continue), HTTP/1.0, and a refusal."""
+    url, json_type = pair.url + "/v1/completions", "Content-Type: application/json"
+    code, text = await curl(url, "-H", json_type, "-d", '{"prompt": "a b", "max_tokens": 3}')
+    assert (code, json.loads(text)["choices"][0]["text"]) == (0, expected("a b", 3))
+    code, text = await curl(
+        url, "-N", "-H", json_type, "-d", '{"prompt": "a b", "max_tokens": 3, "stream": true}'
+    )
+    assert (code, text_of(parse_events(text))) == (0, expected("a b", 3))
+    large = tmp_path / "large.json"
+    large.write_text(json.dumps({"prompt": "word " * 400_000, "max_tokens": 1_000_000}))
+    code, text = await curl(url, "-H", json_type, "-d", f"@{large}")
+    assert (code, json.loads(text)["error"]["code"]) == (0, 400)  # the engine's: longer than its context
+    code, text = await curl(url, "--http1.0", "-H", json_type, "-d", '{"prompt": "a", "max_tokens": 2}')
+    assert (code, json.loads(text)["choices"][0]["text"]) == (0, expected("a", 2))
+    code, text = await curl(pair.url + "/v1/models/none", "-w", "%{http_code}")
+    assert (code, text[-3:]) == (0, "404")
