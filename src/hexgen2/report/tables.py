@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from hexgen2.report.words import alike, group_line, ids_words, nodes_words
+from hexgen2.report.words import alike, class_lines, group_line, ids_words, nodes_words, rate_lines
 from hexgen2.specs.plan import Group, Plan
 
 MOST_ROUTES = 24
@@ -59,6 +59,8 @@ def print_plan(console: Console, plan: Plan) -> None:
     dearest = max(whole, key=lambda entry: entry.gain or 0.0, default=None)
     if dearest is not None:
         console.print(f"engine rule {dearest.rule}: {dearest.detail}")
+    for line in (*class_lines(plan), *rate_lines(plan)):
+        console.print(line)
     for note in plan.notes:
         console.print(f"note: {note}")
     console.print(f"planned in {plan.wall_s:.2f} s")

@@ -96,3 +96,46 @@ def _ranges(indices: list[int]) -> str:
         if index is not None:
             start = previous = index
     return ",".join(parts)
+
+
+def class_lines(plan: Plan) -> list[str]:
+    """What routing by request class brings, and where each class goes; nothing for a plan without classes."""
+    if plan.class_routing is None:
+        return []
+    routing = plan.class_routing
+    found = [f"routed by class it carries {routing.throughput_rps:.4g} requests/s ({routing.gain:+.1%}):"]
+    for one in plan.classes:
+        ways = {f"{r.source} → {r.target}": r.class_shares.get(one.name, 0.0) for r in plan.routes}
+        ways |= {g.id: g.class_shares.get(one.name, 0.0) for g in plan.role_groups("colocated")}
+        taken = ", ".join(f"{name} {share:.0%}" for name, share in ways.items() if share >= 0.005)
+        which = f"prompts {_range_words(one.prompt_from, one.prompt_to) or 'of any length'}"
+        if asked := _range_words(one.output_from, one.output_to):
+            which += f", max_tokens {asked}"
+        found.append(f"    {one.name} ({one.fraction:.0%}: {which}): {taken}")
+    return found
+
+
+def rate_lines(plan: Plan) -> list[str]:
+    """What is predicted for the rate that was asked for."""
+    at = plan.at_rate
+    if at is None:
+        return []
+    if at.ttft_s is None or at.tpot_s is None:
+        return [f"at {at.rate_rps:g} requests/s a group or link cannot keep up: the rate is not carried"]
+    met = "" if at.attainment is None else f", {at.attainment:.0%} of the requests within the targets"
+    verdict = "carried" if at.carried else "not carried"
+    first, steady = at.ttft_s, at.tpot_s
+    return [
+        f"at {at.rate_rps:g} requests/s ({verdict}{met}): first token after {_seconds(first.mean)} in the mean "
+        f"and {_seconds(first.p90)} at P90; {_seconds(steady.mean)} a token, {_seconds(steady.p90)} at P90"
+    ]
+
+
+def _range_words(start: int, end: int | None) -> str:
+    if end is None:
+        return f"from {start}" if start else ""
+    return f"{start} to {end - 1}" if start else f"below {end}"
+
+
+def _seconds(value: float | None) -> str:
+    return "no end" if value is None else f"{value:.3g} s"

@@ -13,6 +13,7 @@ from hexgen2.scheduler.evaluate import Evaluator, Option, Rule, best_rate, paper
 from hexgen2.scheduler.feasible import check_fits
 from hexgen2.scheduler.layouts import StageTemplate
 from hexgen2.scheduler.plan_build import Extras, build
+from hexgen2.scheduler.prediction import predict
 from hexgen2.scheduler.problem import Budget, Clock, Problem, ProgressCallback
 from hexgen2.scheduler.solution import Cell, Solution, assemble
 from hexgen2.scheduler.topology import canonical
@@ -68,6 +69,8 @@ def schedule(
     )
     if solver in CLASS_SOLVERS:
         plan = with_classes(sorted_problem, plan)
+    if problem.rate is not None:
+        plan = plan.model_copy(update={"at_rate": predict(sorted_problem, plan, problem.rate)})
     return plan.model_copy(update={"wall_s": budget.spent_s})
 
 

@@ -142,13 +142,32 @@ class ClassRouting(Spec):
     gain: float
 
 
+class Latency(Spec):
+    """Seconds: mean, median and 90th percentile; None where there is no end to them."""
+
+    mean: float | None
+    p50: float | None
+    p90: float | None
+
+
+class RatePrediction(Spec):
+    """A plan at an arrival rate: whether it carries it (keeping its targets where it has any), the part of the
+    requests that meet the targets, and latencies; None where a group or link cannot keep up."""
+
+    rate_rps: float = Field(gt=0)
+    carried: bool
+    attainment: float | None = None
+    ttft_s: Latency | None = None
+    tpot_s: Latency | None = None
+
+
 class Plan(Spec):
     """A plan as `hexgen2 plan` writes it (DESIGN section 9). ``cluster`` is the whole cluster, so that the
     file alone can be served; ``model`` and ``workload`` are the names or paths that were asked for.
 
     Shares, rates and the objective are those of requests that are all routed alike. Where telling request
     classes apart serves more, ``classes`` are they, ``class_shares`` say where each goes, and ``class_routing``
-    what it brings; without classes these keys are absent."""
+    what it brings; without classes these keys are absent. So is ``at_rate`` where no rate was asked for."""
 
     version: int = PLAN_VERSION
     cluster: Cluster
@@ -175,6 +194,7 @@ class Plan(Spec):
     notes: tuple[str, ...] = ()
     classes: tuple[RequestClass, ...] = ()
     class_routing: ClassRouting | None = None
+    at_rate: RatePrediction | None = None
 
     @cached_property
     def group_by_id(self) -> Mapping[str, Group]:
@@ -224,6 +244,8 @@ class Plan(Spec):
     def document(self) -> dict[str, Any]:
         """The plan as the JSON object of DESIGN section 9."""
         document = self.model_dump(mode="json", by_alias=True, exclude={"cluster"})
+        if self.at_rate is None:
+            del document["at_rate"]
         if not self.classes:
             for key in ("classes", "class_routing"):
                 del document[key]
