@@ -3,6 +3,9 @@
 Give the URLs of engines that run the same model on the same GPU type, each with its own TP and PP
 (``--layout``, in the order of the URLs), or ``--local`` to have engines started on this machine, one layout
 after the other. The profile it writes is for ``--profile`` of plan, estimate, simulate and serve.
+
+Links: ``--serve-links PORT`` on one machine and ``--link HOST:PORT`` on another measure what is between them,
+as an entry for a cluster file.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser("calibrate", help="fit the cost model to live engines", description=__doc__)
     parser.add_argument("urls", nargs="*", metavar="URL", help="engines to measure (vLLM's OpenAI endpoint)")
     parser.add_argument("--local", action="store_true", help="start the engines on this machine")
-    parser.add_argument("--model", required=True, metavar="NAME|DIR", help="the model that runs there")
+    parser.add_argument("--model", metavar="NAME|DIR", help="the model that runs there")
     parser.add_argument("--gpu", default="cpu-1c", metavar="TYPE", help="its GPU type (default: %(default)s)")
     parser.add_argument(
         "--layout",
@@ -50,12 +53,27 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--run-directory", type=Path, default=Path("build/calibrate"), metavar="DIR", help="for logs (--local)"
     )
-    parser.add_argument("-o", "--output", required=True, metavar="PROFILE", help="profile to write (YAML)")
+    parser.add_argument("-o", "--output", metavar="PROFILE", help="profile to write (YAML)")
+    links = parser.add_argument_group("links between machines")
+    links.add_argument("--serve-links", type=inputs.port, metavar="PORT", help="let others measure from here")
+    links.add_argument("--host", default="0.0.0.0", help="address to serve at (default: %(default)s)")
+    links.add_argument("--link", metavar="HOST:PORT", help="measure from there to here")
+    links.add_argument("--transport", choices=("nixl", "tcp"), default="nixl", help="default: %(default)s")
     output.add_json(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
+    # NIXL, which measures links, is loaded into a process that has loaded none of the serving parts: it crashes
+    # beside some of their libraries.
+    if args.serve_links is not None:
+        return _serve_links(args)
+    if args.link:
+        return _measure_link(args)
+    return _calibrate(args)
+
+
+def _calibrate(args: argparse.Namespace) -> int:
     import datetime
     import sys
 
@@ -68,6 +86,9 @@ def run(args: argparse.Namespace) -> int:
     from hexgen2.specs.catalog.models import load_model
     from hexgen2.specs.errors import InputError
 
+    for option in ("model", "output"):
+        if getattr(args, option) is None:
+            raise InputError("hexgen2 calibrate", "", f"--{option} is missing", "give it")
     if args.gpu not in gpu_type_names():
         known = ", ".join(gpu_type_names())
         raise InputError("--gpu", "", f"unknown GPU type {args.gpu!r}", f"use one of {known}")
@@ -120,6 +141,47 @@ async def _measure(args: argparse.Namespace, model: Model, grid: Grid, console: 
             async with local.running(plan, model, args.run_directory) as url:
                 found += await measure(Engine(url, model, layout), grid, console.print)
     return found
+
+
+def _serve_links(args: argparse.Namespace) -> int:
+    import signal
+    import threading
+
+    from hexgen2.calibrate.links import serving
+
+    ended = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: ended.set())
+    with serving(args.host, args.serve_links) as port:
+        output.progress_console().print(f"others may measure links to port {port}; Ctrl-C ends it")
+        ended.wait()
+    return 0
+
+
+def _measure_link(args: argparse.Namespace) -> int:
+    import importlib.util
+
+    from hexgen2.calibrate.links import fit_link, measure
+    from hexgen2.specs.errors import InputError
+
+    host, _, port = args.link.rpartition(":")
+    if not (host and port.isdigit()):
+        raise InputError(
+            "--link", "", f"{args.link!r} is not HOST:PORT", "give the other machine's address and port"
+        )
+    if args.transport == "nixl" and importlib.util.find_spec("nixl") is None:
+        raise InputError("--transport", "", "NIXL is not installed here", "install it, or give tcp")
+    times = measure(host.strip("[]"), int(port), args.transport)
+    fitted = fit_link(times)
+    document = fitted.document()
+    if args.json:
+        points = [{"bytes": size, "seconds": seconds} for size, seconds in times.items()]
+        output.print_json({**document, "transport": args.transport, "measured": points})
+    else:
+        console = output.result_console()
+        console.print(f"{{gbps: {document['gbps']:.4g}, latency_ms: {document['latency_ms']:.4g}}}")
+        console.print(f"over {args.transport}, {len(times)} sizes, median error {fitted.error:.1%}")
+    return 0
 
 
 def _layout(text: str) -> tuple[int, int]:
