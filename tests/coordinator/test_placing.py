@@ -44,7 +44,7 @@ def fleet(routes: dict[tuple[str, str], float], batch: int | None = 4, limits: L
             for group, share in shares.items()
         ),
         routes=tuple(RouteShare(prefill=p, decode=d, share=share) for (p, d), share in routes.items()),
-        limits=limits or Limits(),
+        limits=limits or Limits(capacity_factor=1.5),
     )
     built = Fleet(config)
     for engine in built.engines.values():
@@ -198,7 +198,7 @@ def test_the_blocks_of_a_conversation_grow_with_its_turns() -> None:
 
 
 def test_a_prefix_draws_requests_to_where_it_was_computed_up_to_the_slack() -> None:
-    crowd = fleet({("p0", "d0"): 0.5, ("p1", "d1"): 0.5}, batch=1000, limits=Limits(affinity_slack=6.0))
+    crowd = fleet({("p0", "d0"): 0.5, ("p1", "d1"): 0.5}, batch=1000, limits=Limits(affinity_slack=6.0, capacity_factor=1.5))
     shared = prefix_blocks({"prompt": LONG})
     first = crowd.choose(Want(prefix=shared))
     assert first is not None

@@ -150,3 +150,27 @@ def test_a_preference_for_what_is_not_available_changes_nothing() -> None:
 def test_an_engine_is_as_loaded_as_its_scarcer_half(max_batch: int, placed: float, used: float) -> None:
     assert engine_load(placed, max_batch, used) >= max(used, placed / max_batch) - 1e-12
     assert places(max_batch, 1.0) == max_batch <= places(max_batch)
+
+
+@given(shares, st.lists(st.sets(st.integers(0, 7), min_size=1), min_size=1, max_size=300), st.floats(0, 6))
+def test_credits_stay_bounded_whoever_has_a_place(
+    weights: list[float], turns: list[set[int]], slack: float
+) -> None:
+    """Paths that are up keep what they have earned while they have no place; it cannot pile up."""
+    router = SmoothRouter(paths(weights), 0.5, slack)
+    for free in turns:
+        names = {f"d{index}" for index in free}
+        prefer = {router.paths[min(free) % len(router.paths)]}
+        router.choose(lambda path, names=names: path.target in names, {}, prefer, everywhere)  # type: ignore[misc]
+        assert max(map(abs, router._credit)) <= (1 + slack) * len(weights)
+
+
+def test_routes_to_one_engine_keep_their_proportions_with_one_place_free_at_a_time() -> None:
+    """At saturation the engines that answer take turns in having a place."""
+    pairs = [("p0", "d0", 0.35), ("p1", "d0", 0.15), ("p0", "d1", 0.2), ("p1", "d1", 0.3)]
+    router = SmoothRouter([Path(*pair) for pair in pairs], 0.5)
+    taken: Counter[Path | None] = Counter()
+    for turn in range(400):
+        target = f"d{turn % 2}"
+        taken[router.choose(lambda path, target=target: path.target == target, {}, (), everywhere)] += 1  # type: ignore[misc]
+    assert [taken[path] for path in router.paths] == [140, 60, 80, 120]

@@ -208,7 +208,7 @@ class Fleet:
     def _pick(self, router: SmoothRouter, paths: Collection[Path], want: Want) -> Path | None:
         load = {engine.id: engine.load for engine in self.engines.values()}
         preferred = self.prefixes.preferred(want.prefix, paths) if self._prefers and want.prefix else ()
-        path = router.choose(paths.__contains__, load, preferred)
+        path = router.choose(paths.__contains__, load, preferred, self.is_up)
         if path is not None:
             now = time.monotonic()
             for breaker in self._breakers_of(path):

@@ -13,9 +13,10 @@ from functools import cached_property
 
 from hexgen2.specs.classes import ClassShares, RequestClass, RequestSize
 
-PLACES_FACTOR = 1.5
+PLACES_FACTOR = 1.2
 """Requests that may be on their way to an engine or run there, over those that it is meant to run at once. What
-is above one keeps it fed while prompts are computed and KV caches are sent."""
+is above one keeps it fed while prompts are computed and KV caches are sent; more of it only holds memory at the
+prefill engines, and keeps the prompts of other decode engines from it."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,8 @@ class Path:
 def places(max_batch: int, factor: float = PLACES_FACTOR) -> int:
     """How many requests may be bound for an engine at once; the rest is held back before leg 1.
 
-    >>> places(3), places(10, 1.0)
-    (5, 10)
+    >>> places(8), places(10, 1.0)
+    (10, 10)
     """
     return math.ceil(max_batch * factor)
 
@@ -98,8 +99,13 @@ class SmoothRouter:
         available: Callable[[Path], bool],
         load: Mapping[str, float],
         prefer: Container[Path] = (),
+        up: Callable[[Path], bool] | None = None,
     ) -> Path | None:
         """The next request's path; None where none is available.
+
+        A path that is not ``up`` (by default: not available) starts anew when it comes back. One that is up and
+        not available for this request only, since its engine has no place, keeps what it has earned: else, with
+        one place free at a time, the routes to an engine would not keep their proportions.
 
         `load` is by group; a path is as loaded as the more loaded of its engines. Groups that are not named
         count as idle.
@@ -131,7 +137,8 @@ class SmoothRouter:
             # A path that is out must not come back with a hoard (or a debt) from before.
             out = set(range(len(self.paths))).difference(candidates)
             for index in out:
-                self._credit[index] = 0.0
+                if up is None or not up(self.paths[index]):
+                    self._credit[index] = 0.0
         return self.paths[best]
 
     def _richest(self, candidates: Sequence[int]) -> int:
