@@ -12,13 +12,17 @@ FloatArray = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Columns:
-    """Groups: GPUs by kind ``cells`` (V, K), requests/s ``rates`` (V,), and ``halves`` (V, K): 2 for each stage
-    inside a node that takes more than half of it, 1 for one that takes half."""
+    """Groups: GPUs by kind ``cells`` (V, K), and requests/s ``rates`` (V,).
+
+    ``halves`` (V, K): 2 for each stage that takes more than half of a node, 1 for one that takes half.
+    ``beside`` (V, K): the GPUs without those of stages that fill whole nodes.
+    """
 
     cells: FloatArray
     rates: FloatArray
     halves: FloatArray
+    beside: FloatArray
 
     def rows(self, index: NDArray[np.int64] | NDArray[np.bool_] | slice) -> Columns:
         """Some of the groups."""
-        return Columns(self.cells[index], self.rates[index], self.halves[index])
+        return Columns(self.cells[index], self.rates[index], self.halves[index], self.beside[index])

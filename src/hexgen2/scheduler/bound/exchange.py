@@ -43,15 +43,15 @@ class Exchange:
 
     @cached_property
     def link(self) -> FloatArray:
-        """(K, K) requests' KV caches per second from place to place."""
-        bandwidth = self.places.topology.bandwidth
+        """(K, K) requests' KV caches per second over all links from nodes of a place to nodes of a place."""
+        bandwidth = self.places.topology.bandwidth.copy()
+        np.fill_diagonal(bandwidth, 0.0)
         count = len(self.places)
         carried = np.zeros((count, count))
         for a, first in enumerate(self.places.nodes):
             for b, second in enumerate(self.places.nodes):
-                if a != b:
-                    whole = np.inf if self.free else bandwidth[np.ix_(first, second)].sum()
-                    carried[a, b] = whole / self.kv_bytes
+                whole = np.inf if self.free else bandwidth[np.ix_(first, second)].sum()
+                carried[a, b] = whole / self.kv_bytes
         return carried
 
     @cached_property

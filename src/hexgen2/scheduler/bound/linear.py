@@ -7,6 +7,7 @@ count stage by stage. Links and NICs limit what kinds of node exchange.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import combinations_with_replacement
 from math import comb
@@ -93,7 +94,9 @@ class _Pool:
             quick, batches = self.rates.quick(stages)
             keep = quick > 0
             kept = stages.rows(keep)
-            columns = Columns(kept.gpus.astype(float), quick[keep], _halves(kept))
+            columns = Columns(
+                kept.gpus.astype(float), quick[keep], _summed(kept, places.halves), _summed(kept, places.beside)
+            )
             self.parts.append(_Part(kept, columns, batches[keep], np.zeros(len(kept), dtype=bool)))
 
     def better(self, prices: Prices) -> tuple[float, list[Columns]]:
@@ -127,30 +130,30 @@ def _one_stage(rates: GroupRates, sizes: list[int]) -> Columns:
     A stage on several kinds is no faster than on either alone, and is covered by parts of both.
     """
     places = rates.places
-    found: list[tuple[Slot, float, int]] = []
+    found: list[tuple[Slot, float, int, int]] = []
     for place in range(len(places)):
         links = {link for link in places.between[place] if link is not None}
         for tp in sizes:
             if tp <= places.width[place]:
                 rate = rates.one_stage(places.types[place], tp, places.inside[place])
-                found.append(((place, tp), rate, places.halves((place, tp))))
+                found.append(((place, tp), rate, places.halves((place, tp)), places.beside((place, tp))))
             if tp > 1 and links:
                 rate = max(rates.one_stage(places.types[place], tp, link) for link in links)
-                found.append(((place, tp), rate, 0))
+                found.append(((place, tp), rate, 0, tp))
     found = [column for column in found if column[1] > 0]
-    cells, halves = np.zeros((len(found), len(places))), np.zeros((len(found), len(places)))
-    for at, ((place, tp), _, half) in enumerate(found):
-        cells[at, place], halves[at, place] = tp, half
-    return Columns(cells, np.array([rate for _, rate, _ in found]), halves)
+    cells, halves, beside = (np.zeros((len(found), len(places))) for _ in range(3))
+    for at, ((place, tp), _, half, left) in enumerate(found):
+        cells[at, place], halves[at, place], beside[at, place] = tp, half, left
+    return Columns(cells, np.array([rate for _, rate, _, _ in found]), halves, beside)
 
 
-def _halves(stages: Stages) -> FloatArray:
-    """(V, K) what stages take of nodes' halves."""
+def _summed(stages: Stages, of: Callable[[Slot], int]) -> FloatArray:
+    """(V, K) a figure of slots, summed over the stages on each kind."""
     per_stage = np.zeros((len(stages.slots), len(stages.places)))
     for row, slot in enumerate(stages.slots):
-        per_stage[row, slot[0]] = stages.places.halves(slot)
-    halves: FloatArray = stages.counts @ per_stage
-    return halves
+        per_stage[row, slot[0]] = of(slot)
+    summed: FloatArray = stages.counts @ per_stage
+    return summed
 
 
 def _pipelines(places: Places, sizes: list[int], longest: int) -> list[Stages]:

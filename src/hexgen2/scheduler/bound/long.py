@@ -44,13 +44,13 @@ class LongPipelines:
             rows = list(self._stages())
         cells = np.zeros((len(rows), len(places)))
         self.memory = np.zeros((self.levels, len(rows)))
-        halves = np.zeros((len(rows), len(places)))
+        halves, beside = np.zeros((len(rows), len(places))), np.zeros((len(rows), len(places)))
         for at, (slot, _, level, bytes_) in enumerate(rows):
             cells[at, slot[0]] = slot[1]
-            halves[at, slot[0]] = places.halves(slot)
+            halves[at, slot[0]], beside[at, slot[0]] = places.halves(slot), places.beside(slot)
             if level >= 0:
                 self.memory[level, at] = bytes_
-        self.columns = Columns(cells, np.array([rate for _, rate, _, _ in rows]), halves)
+        self.columns = Columns(cells, np.array([rate for _, rate, _, _ in rows]), halves, beside)
 
     def _stages(self) -> Iterator[tuple[Slot, float, int, float]]:
         """(slot, requests/s, row of memory or -1, bytes short)."""

@@ -67,6 +67,11 @@ class Places:
         place, tp = slot
         return int(2 * tp >= self.width[place]) + int(2 * tp > self.width[place])
 
+    def beside(self, slot: tuple[int, int]) -> int:
+        """The GPUs of a stage (place, GPUs) that leaves room on its node; 0 for one that fills it."""
+        place, tp = slot
+        return tp if tp < self.width[place] else 0
+
     def _between(self, a: int, b: int) -> Link | None:
         pairs = np.ix_(self.nodes[a], self.nodes[b])
         bandwidth, latency = self.topology.bandwidth[pairs], self.topology.latency[pairs]
