@@ -27,9 +27,9 @@ from hexgen2.cost.goodput import (
     colocated_goodput,
     decode_goodput,
     prefill_goodput,
-    prompt_queue,
 )
 from hexgen2.cost.layout import Layout
+from hexgen2.cost.queues import prompt_queue
 from hexgen2.simulator.batching import Engine
 from hexgen2.simulator.events import Events
 from hexgen2.simulator.prefill import PrefillGroup

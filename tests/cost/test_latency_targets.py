@@ -8,8 +8,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hexgen2.cost import CostModel, StageShape, goodput
-from hexgen2.cost.goodput import After, Targets
+from hexgen2.cost.goodput import Targets
 from hexgen2.cost.layout import Layout
+from hexgen2.cost.queues import After, prompt_queue
 from hexgen2.specs import GpuType, Lengths
 from hexgen2.specs.catalog.gpus import gpu_type
 from hexgen2.specs.catalog.models import load_model
@@ -24,7 +25,7 @@ def rate(role: str, cost: CostModel, layout: Layout, lengths: Lengths, targets: 
     of, moments = cost.compiled(layout), cost.moments(lengths)
     if role == "prefill":
         prefill = cost.prefill_capacity(layout, lengths)
-        queue = goodput.prompt_queue(of.costs, moments, max(1, prefill.batch_requests), cost.settings)
+        queue = prompt_queue(of.costs, moments, max(1, prefill.batch_requests), cost.settings)
         return goodput.prefill_goodput(queue, prefill.rps, targets.ttft_s), prefill.rps
     if role == "decode":
         decode = cost.decode_capacity(layout, lengths, targets.tpot_s)
@@ -94,7 +95,7 @@ def test_what_follows_the_prefill_takes_from_its_time(layouts: dict[str, tuple[C
     cost, layout = layouts["tp4"]
     moments = cost.moments(load_workload("hphd").representative(64))
     capacity = cost.prefill_capacity(layout, moments)
-    queue = goodput.prompt_queue(cost.compiled(layout).costs, moments, capacity.batch_requests, cost.settings)
+    queue = prompt_queue(cost.compiled(layout).costs, moments, capacity.batch_requests, cost.settings)
     direct = goodput.prefill_goodput(queue, capacity.rps, 1.0)
     slow = goodput.prefill_goodput(queue, capacity.rps, 1.0, After(0.1, 1e-4))
     assert 0 < slow < direct

@@ -17,6 +17,7 @@ from scipy.sparse import coo_matrix, csr_matrix, hstack
 
 from hexgen2.cost import capacity, goodput
 from hexgen2.cost.moments import Moments
+from hexgen2.cost.queues import prompt_queue
 from hexgen2.cost.replica import Compiled
 from hexgen2.scheduler.evaluate import Evaluator, Option
 from hexgen2.scheduler.layouts import layout_of
@@ -91,7 +92,7 @@ class _Figures:
             prefill = capacity.prefill_capacity(costs, moments, tokens, settings)
             if targets is None or prefill.rps <= 0:
                 return prefill.rps, max(1, prefill.max_batch)
-            queue = goodput.prompt_queue(costs, moments, prefill.batch_requests, settings)
+            queue = prompt_queue(costs, moments, prefill.batch_requests, settings)
             return goodput.prefill_goodput(queue, prefill.rps, targets.ttft_s), prefill.max_batch
         tpot = None if targets is None else targets.tpot_s
         if group.role == "decode":

@@ -15,8 +15,9 @@ import numpy as np
 
 from hexgen2.cost import transfer
 from hexgen2.cost.capacity import decode_cycle
-from hexgen2.cost.goodput import ATTAINMENT, LINK_LOAD, After, PromptQueue, handover, prefill_goodput
+from hexgen2.cost.goodput import ATTAINMENT, LINK_LOAD, handover, prefill_goodput
 from hexgen2.cost.layout import PlacedStage, Placement
+from hexgen2.cost.queues import After, PromptQueue
 from hexgen2.scheduler.engines import EngineProfile
 from hexgen2.scheduler.layouts import StageTemplate, Template, chains, layer_splits, valid_tps
 from hexgen2.scheduler.problem import Problem

@@ -17,8 +17,9 @@ import numpy as np
 from scipy.optimize import linprog
 
 from hexgen2.cost import goodput, transfer
-from hexgen2.cost.goodput import PromptQueue, Targets
+from hexgen2.cost.goodput import Targets
 from hexgen2.cost.layout import Layout, PlacedStage, Placement, shape
+from hexgen2.cost.queues import PromptQueue, prompt_queue
 from hexgen2.scheduler.problem import Budget, Problem
 from hexgen2.specs.errors import InputError
 from hexgen2.specs.plan import Role
@@ -258,7 +259,7 @@ def _timely(problem: Problem, targets: Targets, layout: Layout, choice: Choice) 
     costs, settings = cost.compiled(layout).costs, problem.cost.settings
     if choice.role == "prefill":
         batch = cost.prefill_capacity(layout, moments).batch_requests
-        queue = goodput.prompt_queue(costs, moments, batch, settings)
+        queue = prompt_queue(costs, moments, batch, settings)
         return replace(choice, rps=goodput.prefill_goodput(queue, choice.rps, targets.ttft_s), queue=queue)
     if choice.role == "decode":
         decode = cost.decode_capacity(layout, moments, targets.tpot_s)

@@ -13,8 +13,8 @@ from statistics import NormalDist
 
 import numpy as np
 
-from hexgen2.cost.goodput import (
-    ATTAINMENT,
+from hexgen2.cost.goodput import ATTAINMENT
+from hexgen2.cost.queues import (
     After,
     AnswerQueue,
     PromptQueue,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from hexgen2.cost.goodput import prompt_queue
+from hexgen2.cost.queues import prompt_queue
 from hexgen2.scheduler.evaluate import Evaluator, Option, best_rate, paper_rule
 from hexgen2.scheduler.layouts import StageTemplate, Template, layout_of
 from hexgen2.scheduler.problem import Problem

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hexgen2.cost import capacity, goodput
+from hexgen2.cost import capacity, goodput, queues
 from hexgen2.cost.capacity import ColocatedCapacity, DecodeCapacity, PrefillCapacity
-from hexgen2.cost.goodput import PromptQueue, Targets
+from hexgen2.cost.goodput import Targets
 from hexgen2.cost.layout import StageShape
 from hexgen2.cost.memory import kv_bytes_per_token, overhead_bytes, stage_weight_bytes, workspace_bytes
 from hexgen2.cost.moments import Moments
+from hexgen2.cost.queues import PromptQueue
 from hexgen2.cost.replica import CostModel
 from hexgen2.cost.stage import StageCost, stage_cost
 from hexgen2.scheduler.topology import Members, Topology
@@ -135,7 +136,7 @@ class StageValues:
 
     def prompt_queue(self, valued: Valued, found: PrefillCapacity) -> PromptQueue:
         """What prompts wait for in a prefill group."""
-        return goodput.prompt_queue(valued.costs, self.moments, found.batch_requests, self.cost.settings)
+        return queues.prompt_queue(valued.costs, self.moments, found.batch_requests, self.cost.settings)
 
     def decode_goodput(self, valued: Valued, found: DecodeCapacity, above: float) -> float:
         """Requests/s of a decode group within the TPOT target of ``found``, waiting counted."""
