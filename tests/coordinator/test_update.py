@@ -54,7 +54,7 @@ async def extra(stand: Stand, group: str) -> AsyncIterator[EmulatedEngine]:
 async def test_new_shares_count_from_the_next_request_on() -> None:
     async with running({"c0": 1.0, "c1": 0.0}) as stand:
         await stand.complete()
-        stand.coordinator.update(config_of(stand, {"c0": 0.25, "c1": 0.75}))
+        await stand.coordinator.update(config_of(stand, {"c0": 0.25, "c1": 0.75}))
         for _ in range(8):
             await stand.complete()
         assert (len(stand.received("c0")), len(stand.received("c1"))) == (3, 6)
@@ -62,19 +62,26 @@ async def test_new_shares_count_from_the_next_request_on() -> None:
 
 async def test_an_engine_that_is_added_is_used_once_it_answers() -> None:
     async with running({"c0": 1.0}) as stand, extra(stand, "c1"):
-        stand.coordinator.update(config_of(stand, {"c1": 1.0}))
+        await stand.coordinator.update(config_of(stand, {"c1": 1.0}))
         await until(lambda: stand.coordinator.fleet.engines["c1"].up)
         assert (await stand.complete("a b", max_tokens=3))["choices"][0]["text"] == expected("a b", 3)
         assert len(stand.received("c1")) == 1
 
 
+async def test_no_request_meets_an_engine_that_was_not_asked_yet() -> None:
+    async with running({"c0": 1.0}) as stand, extra(stand, "c1"):
+        await stand.coordinator.update(config_of(stand, {"c1": 1.0}))
+        await stand.complete()  # at once: the only engine left is the new one
+        assert len(stand.received("c1")) == 1
+
+
 async def test_an_engine_that_goes_finishes_what_it_has() -> None:
     async with running({"c0": 1.0}, emulator=SLOW) as stand, extra(stand, "c1"):
-        stand.coordinator.update(config_of(stand, {"c0": 0.5, "c1": 0.5}))
+        await stand.coordinator.update(config_of(stand, {"c0": 0.5, "c1": 0.5}))
         await until(lambda: stand.coordinator.fleet.engines["c1"].up)
         streams = [asyncio.create_task(stand.stream("a b", max_tokens=30)) for _ in range(6)]
         await until(lambda: len(stand.received("c0")) == 3)
-        stand.coordinator.update(config_of(stand, {"c1": 1.0}))
+        await stand.coordinator.update(config_of(stand, {"c1": 1.0}))
         assert await stand.coordinator.retire("c0", within_s=5)
         assert "c0" not in stand.coordinator.fleet.engines
         for stream in streams:
@@ -88,7 +95,7 @@ async def test_streams_of_an_engine_that_must_go_go_on_elsewhere() -> None:
     async with running({"c0": 1.0}, emulator=SLOW) as stand, extra(stand, "c1"):
         stream = asyncio.create_task(stand.stream("a b", max_tokens=60))
         await until(lambda: len(stand.received("c0")) == 1)
-        stand.coordinator.update(config_of(stand, {"c1": 1.0}))
+        await stand.coordinator.update(config_of(stand, {"c1": 1.0}))
         assert not await stand.coordinator.retire("c0", within_s=0.2)
         assert text_of(await stream) == expected("a b", 60)
         assert await stand.metric("hexgen2:migrations_total") == 1
@@ -102,7 +109,7 @@ async def test_a_prefill_engine_is_needed_until_its_cache_is_fetched() -> None:
         streams = [asyncio.create_task(stand.stream("a b", max_tokens=20)) for _ in range(2)]
         await until(lambda: fleet.engines["d0"].gate.waiting == 1)
         assert fleet.engines["p0"].in_flight == 0
-        stand.coordinator.update(config_of(stand, {"p1>d0": 1.0}))
+        await stand.coordinator.update(config_of(stand, {"p1>d0": 1.0}))
         fleet.engines["d0"].gate.limit = 1
         assert await stand.coordinator.retire("p0", within_s=5)
         for stream in streams:
@@ -128,7 +135,7 @@ async def test_engines_take_other_roles_under_way() -> None:
             for group, role in (("p0", "decode"), ("d0", "prefill"))
         }
         routes = (RouteShare(prefill="d0", decode="p0", share=1.0),)
-        stand.coordinator.update(
+        await stand.coordinator.update(
             changed.model_copy(update={"engines": tuple(engines.values()), "routes": routes})
         )
         streams += [asyncio.create_task(stand.stream("a b", max_tokens=20)) for _ in range(4)]
@@ -149,9 +156,9 @@ async def test_nothing_is_lost_while_everything_changes_under_load() -> None:
         clients = [asyncio.create_task(client()) for _ in range(12)]
         for number in range(1, 6):
             await engines.enter_async_context(extra(stand, f"c{number}"))
-            stand.coordinator.update(config_of(stand, {f"c{number - 1}": 0.5, f"c{number}": 0.5}))
+            await stand.coordinator.update(config_of(stand, {f"c{number - 1}": 0.5, f"c{number}": 0.5}))
             await until(lambda n=number: stand.coordinator.fleet.engines[f"c{n}"].up)
-            stand.coordinator.update(config_of(stand, {f"c{number}": 1.0}))
+            await stand.coordinator.update(config_of(stand, {f"c{number}": 1.0}))
             await stand.coordinator.retire(f"c{number - 1}", within_s=5)
             await stand.engines[f"c{number - 1}"].stop()
         done.set()
@@ -165,7 +172,7 @@ async def test_an_engine_cannot_move_under_one_name() -> None:
     async with running({"c0": 1.0}) as stand, extra(stand, "c1"):
         moved = config_of(stand, {"c0": 1.0}).engines[0].model_copy(update={"url": stand.engines["c1"].url})
         with pytest.raises(ValueError, match="c0 is at"):
-            stand.coordinator.update(stand.coordinator.config.model_copy(update={"engines": (moved,)}))
+            await stand.coordinator.update(stand.coordinator.config.model_copy(update={"engines": (moved,)}))
         await stand.complete()
 
 

@@ -87,9 +87,9 @@ class Fleet:
 
 
 @asynccontextmanager
-async def running(plan: Plan, run_dir: Path) -> AsyncIterator[Fleet]:
+async def running(plan: Plan, run_dir: Path, options: EngineOptions | None = None) -> AsyncIterator[Fleet]:
     """Compile and start a plan for the shipped model; everything is stopped at the end."""
-    deployment = compile_plan(plan, load_model("tiny-llama"), free_ports(), EngineOptions())
+    deployment = compile_plan(plan, load_model("tiny-llama"), free_ports(), options)
     async with LocalLauncher(run_dir) as launcher, aiohttp.ClientSession() as http:
         begun = time.monotonic()
         await launcher.start(deployment)

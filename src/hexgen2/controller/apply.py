@@ -69,7 +69,7 @@ class Applier:
             if wave.rps > 0:
                 carried = carrier.best(wave.serving)
                 serving = plan_of(base, (*wave.serving, *idle), carried, lengths, f"{note} (under way)")
-                self._route(serving)
+                await self._route(serving)
                 await self._retire(stops)
             else:
                 log.warning("nothing serves while %s start", ", ".join(seat.id for seat in wave.starts))
@@ -81,7 +81,7 @@ class Applier:
                 again = (*wave.serving, *wave.stops)
                 serving = await self._start_again(base, serving, again, stops, carrier, idle)
                 raise ChangeFailed(serving, error) from error
-        self._route(final)
+        await self._route(final)
         await self._retire([group for group, engine in self._fleet.items() if engine.retired])
         return final
 
@@ -89,9 +89,9 @@ class Applier:
     def _fleet(self) -> Mapping[str, Engine]:
         return self._coordinator.fleet.engines
 
-    def _route(self, plan: Plan) -> None:
+    async def _route(self, plan: Plan) -> None:
         names = self._coordinator.config.served_model_names
-        self._coordinator.update(coordinator_config(plan, self._engines.urls, names))
+        await self._coordinator.update(coordinator_config(plan, self._engines.urls, names))
 
     async def _retire(self, groups: Sequence[str]) -> None:
         async with asyncio.TaskGroup() as tasks:
@@ -111,5 +111,5 @@ class Applier:
             return serving
         note = "as before a change that failed"
         plan = plan_of(base, (*seats, *idle), carrier.best(seats), carrier.setting.lengths, note)
-        self._route(plan)
+        await self._route(plan)
         return plan

@@ -95,23 +95,31 @@ class Fleet:
         """Called when places may have come free, or engines have come or gone."""
         self.update(config)
 
-    def update(self, config: CoordinatorConfig) -> None:
-        """Choose by this config from now on. Engines that it does not name are retired: they get nothing new,
-        and `forget` drops them. ValueError where an engine has another address than before.
+    def meet(self, config: CoordinatorConfig) -> list[Engine]:
+        """Take in the engines of a config that are new, without using them yet; which they are. ValueError
+        where a known one has another address than before.
         """
         limits = config.limits
-        named = {endpoint.group_id for endpoint in config.engines}
         for endpoint in config.engines:
             known = self.engines.get(endpoint.group_id)
             if known is not None and known.endpoint.url != endpoint.url:
                 raise ValueError(f"engine {endpoint.group_id} is at {known.endpoint.url}; name a new one anew")
+        new = [
+            Engine(endpoint, limits.capacity_factor, limits.kv_full)
+            for endpoint in config.engines
+            if endpoint.group_id not in self.engines
+        ]
+        self.engines |= {engine.id: engine for engine in new}
+        self.breakers |= {engine.id: Breaker(self._breaker) for engine in new}
+        return new
+
+    def update(self, config: CoordinatorConfig) -> None:
+        """Choose by this config from now on. Engines that it does not name are retired: they get nothing new,
+        and `forget` drops them."""
+        self.meet(config)
+        limits, named = config.limits, {endpoint.group_id for endpoint in config.engines}
         for endpoint in config.engines:
-            known = self.engines.get(endpoint.group_id)
-            if known is None:
-                self.engines[endpoint.group_id] = Engine(endpoint, limits.capacity_factor, limits.kv_full)
-                self.breakers[endpoint.group_id] = Breaker(self._breaker)
-            else:
-                known.become(endpoint)
+            self.engines[endpoint.group_id].become(endpoint)
         for group, engine in self.engines.items():
             if group not in named:
                 engine.retired = True

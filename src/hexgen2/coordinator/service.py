@@ -94,12 +94,14 @@ class Coordinator:
             self.metrics.restarts.labels(group_id, engine.endpoint.role).inc()
             self.fleet.forgive(group_id)
 
-    def update(self, config: CoordinatorConfig) -> None:
+    async def update(self, config: CoordinatorConfig) -> None:
         """Serve by another config from now on: other shares, roles, engines or routes; time-outs, limits and
         names stay. Requests under way go on where they are.
 
-        Engines that it does not name get no new requests; `retire` waits for those that they have.
+        Engines that it does not name get no new requests; `retire` waits for those that they have. New ones are
+        asked for their health before anything changes, so that those which answer serve at once.
         """
+        await asyncio.gather(*map(self._health.poll, self.fleet.meet(config)))
         self.config = self.config.model_copy(
             update={"engines": config.engines, "routes": config.routes, "classes": config.classes}
         )
