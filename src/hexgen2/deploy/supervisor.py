@@ -126,9 +126,8 @@ class Supervisor:
         try:
             while not ended.done():
                 await asyncio.wait((ended,), timeout=min(1.0, bound_s / 4))
-                silent_s = min(
-                    self._silence(group), clock() - began
-                )  # it may not have been asked since its start
+                # It may not have been asked since its start.
+                silent_s = min(self._silence(group), clock() - began)
                 if not ended.done() and silent_s >= bound_s:
                     problem = f"has not answered for {silent_s:.0f} s"
                     return EngineFailed(group, problem, (), self._launcher.log_of(group))
