@@ -9,7 +9,7 @@ pool, never falls with more money.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from hexgen2.scheduler.columns import Kinds, columns
@@ -23,9 +23,11 @@ from hexgen2.specs.plan import Plan, Role
 
 TEMPLATE_NODES = 4
 """Nodes of each offer that templates are made on: no template spans more of one kind."""
-RUNG, LOWEST, HIGHEST = 1.25, 0.2, 2.0
+RUNG, LOWEST, HIGHEST = 1.12, 0.2, 2.0
 """Prices of the frontier are USD 1 times powers of this, in these parts of the asked (or found) price: runs for
 unlike prices look at the same ones, so that more money seldom buys less from run to run either."""
+ROUGHLY = 0.01
+"""Part of the optimum at which the program stops for the frontier's prices."""
 NEAR_OPTIMAL = 0.9
 """A mix is planned when its estimate is at least this part of the best plan so far."""
 MOST_GPUS = 1024
@@ -138,7 +140,11 @@ class _Search:
         if asked.hourly is not None:
             return self.richest(asked.hourly)
         reached = [found for found in rented if asked.rate is not None and found.rps >= asked.rate]
-        return min(reached, key=lambda found: (found.price, -found.rps, found.mix), default=None)
+        return min(
+            reached,
+            key=lambda found: (found.price, self.offers.gpus(found.mix), -found.rps, found.mix),
+            default=None,
+        )
 
     def richest(self, hourly: float) -> Rented | None:
         """The planned mix that serves most for at most this price; of equal ones the cheapest."""
@@ -189,12 +195,21 @@ class _Search:
     def frontier(self, best: Rented) -> tuple[Rented, ...]:
         """Plan mixes for prices around the asked one, or around that of the plan found for a rate.
 
-        Then every planned mix that serves more than all cheaper ones, by price.
+        Then the program is asked again for the very price of each mix that serves more than all cheaper ones.
         """
-        for price in _rungs(self.asked.hourly or best.price):
-            found = self.market.best(Wanted(hourly=price, gpus=self.asked.max_gpus))
+        self._plan_for(_rungs(self.asked.hourly or best.price))
+        self._plan_for([rented.price for rented in self._rising()])
+        return self._rising()
+
+    def _plan_for(self, prices: Sequence[float]) -> None:
+        """Plan the program's mix for each price."""
+        for price in prices:
+            found = self.market.best(Wanted(hourly=price, gpus=self.asked.max_gpus, gap=ROUGHLY))
             if found is not None:
                 self.plan(found.mix, found.rps)
+
+    def _rising(self) -> tuple[Rented, ...]:
+        """Every planned mix that serves more than all cheaper ones, by price."""
         rising: list[Rented] = []
         planned = [rented for rented in self.pool.values() if rented is not None]
         for rented in sorted(planned, key=lambda one: (one.price, -one.rps, one.mix)):

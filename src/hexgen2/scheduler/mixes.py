@@ -38,7 +38,7 @@ class Wanted:
     """What a mix must keep: ``hourly`` USD per hour at most, ``rate`` requests/s at least, ``gpus`` at most.
 
     ``most``: nodes of each offer at most (the market's where None); ``roles``: only groups in these. With a
-    rate the price is minimised, else the rate is maximised.
+    rate the price is minimised, else the rate is maximised. ``gap``: part of the optimum at which to stop.
     """
 
     hourly: float | None = None
@@ -46,6 +46,7 @@ class Wanted:
     gpus: int | None = None
     most: Mix | None = None
     roles: frozenset[Role] | None = None
+    gap: float = MIP_GAP
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ class Market:
             constraints=LinearConstraint(row_matrix(rows, self._variables), ub=[limit for _, limit in rows]),
             bounds=Bounds(0.0, self._upper(wanted)),
             integrality=self._whole,
-            options={"mip_rel_gap": MIP_GAP, "node_limit": NODE_LIMIT},
+            options={"mip_rel_gap": wanted.gap, "node_limit": NODE_LIMIT},
         )
         if found.x is None:
             return None
