@@ -14,7 +14,8 @@ from hexgen2.cost import CostModel, Moments
 from hexgen2.deploy import compile_plan
 from hexgen2.deploy.ports import counted_ports
 from hexgen2.scheduler import PROFILES, Problem, schedule
-from hexgen2.scheduler.classes import WORTHWHILE, Way, _solve, members, splits, with_classes
+from hexgen2.scheduler.class_program import Way, solve
+from hexgen2.scheduler.classes import WORTHWHILE, members, splits, with_classes
 from hexgen2.simulator import poisson, simulate
 from hexgen2.specs import Lengths, Plan, load_cluster, parse_plan
 from hexgen2.specs.catalog.models import load_model
@@ -133,8 +134,8 @@ def test_own_shares_never_serve_less_than_the_same_shares_for_all(data: st.DataO
         for target in range(count):
             link = data.draw(st.floats(0.0, 1.0))
             ways.append(Way(source, count + target, (("link", link), ("shared", 0.1)) if link else ()))
-    apart = _solve(seconds, ways, parts, tokens)
-    alike = _solve((seconds @ parts)[:, None], ways, np.ones(1), np.array([tokens @ parts]))
+    apart = solve(seconds, ways, parts, tokens)
+    alike = solve((seconds @ parts)[:, None], ways, np.ones(1), np.array([tokens @ parts]))
     assert apart is not None
     assert alike is not None
     assert apart.sum() >= alike.sum() * (1 - 1e-4)

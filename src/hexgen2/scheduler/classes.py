@@ -12,13 +12,12 @@ from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy.optimize import linprog
-from scipy.sparse import coo_matrix, csr_matrix, hstack
 
 from hexgen2.cost import capacity, goodput
 from hexgen2.cost.moments import Moments
 from hexgen2.cost.queues import prompt_queue
 from hexgen2.cost.replica import Compiled
+from hexgen2.scheduler.class_program import Way, solve, way_groups, way_seconds
 from hexgen2.scheduler.evaluate import Evaluator, Option
 from hexgen2.scheduler.layouts import layout_of
 from hexgen2.scheduler.problem import Problem
@@ -48,17 +47,6 @@ class Group:
     role: Role
     compiled: Compiled
     rps: float
-
-
-@dataclass(frozen=True)
-class Way:
-    """A path: group numbers (``prefill`` None for a colocated group), and seconds of each network resource per
-    prompt token. ``prompts``: how much more of the prefill group's queue a request takes on this route."""
-
-    prefill: int | None
-    target: int
-    per_token: tuple[tuple[Hashable, float], ...] = ()
-    prompts: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -166,7 +154,7 @@ def routed(
     scale = max(group.rps for group in groups)
     best: Routing | None = None
     for _ in range(ROUNDS):
-        rates = _solve(seconds * scale, ways, parts, tokens * scale)
+        rates = solve(seconds * scale, ways, parts, tokens * scale)
         if rates is None:
             return best
         found, used = _confirmed(figures, groups, ways, inside, tokens, rates * scale)
@@ -204,61 +192,6 @@ def _ways(evaluator: Evaluator, options: Sequence[Option]) -> list[Way]:
     return found
 
 
-def _solve(
-    seconds: FloatArray, ways: Sequence[Way], parts: FloatArray, tokens: FloatArray
-) -> FloatArray | None:
-    """Rates by class and way (C, W) at the largest total, the load then spread; None where there is no
-    solution.
-
-    ``seconds`` (G, C) per request of each group, ``tokens`` (C,) of a prompt, both in one unit of time.
-    """
-    classes, count = len(parts), len(ways)
-    usable = np.array(
-        [[bool(np.isfinite(_way_seconds(way, seconds, c)).all()) for way in ways] for c in range(classes)]
-    )
-    rows: dict[Hashable, list[tuple[int, float]]] = {}
-    for c in range(classes):
-        for w, way in enumerate(ways):
-            if not usable[c, w]:
-                continue
-            column = c * count + w
-            for group, used in zip(_way_groups(way), _way_seconds(way, seconds, c), strict=True):
-                rows.setdefault(("group", group), []).append((column, float(used)))
-            for name, per_token in way.per_token:
-                rows.setdefault(name, []).append((column, per_token * float(tokens[c])))
-    variables = classes * count
-    matrix = _matrix(list(rows.values()), variables)
-    share = _matrix([[(c * count + w, 1.0) for w in range(count)] for c in range(classes)], variables)
-    total = csr_matrix(-parts[:, None])
-    bounds = [(0.0, None if usable[v // count, v % count] else 0.0) for v in range(variables)]
-    most = linprog(
-        np.append(np.zeros(variables), -1.0),
-        A_ub=_beside(matrix, csr_matrix((len(rows), 1))),
-        b_ub=np.ones(len(rows)),
-        A_eq=_beside(share, total),
-        b_eq=np.zeros(classes),
-        bounds=[*bounds, (0.0, None)],
-        method="highs",
-    )
-    if most.status != 0 or most.x[-1] <= 0:
-        return None
-    value = float(most.x[-1]) * (1 - 1e-6)
-    # The same total with every group's load as low as the fullest of them allows.
-    is_group = np.array([isinstance(name, tuple) and name[0] == "group" for name in rows])
-    even = linprog(
-        np.append(np.zeros(variables), 1.0),
-        A_ub=_beside(matrix, csr_matrix(-is_group.astype(float)[:, None])),
-        b_ub=1.0 - is_group,
-        A_eq=_beside(share, csr_matrix((classes, 1))),
-        b_eq=value * parts,
-        bounds=[*bounds, (0.0, None)],
-        method="highs",
-    )
-    solved = even.x if even.status == 0 else most.x
-    rates: FloatArray = np.maximum(solved[:-1], 0.0).reshape(classes, count)
-    return rates
-
-
 def _confirmed(
     figures: _Figures,
     groups: Sequence[Group],
@@ -275,7 +208,7 @@ def _confirmed(
     taken = np.zeros(len(groups))
     busy: dict[Hashable, float] = {}
     for w, way in enumerate(ways):
-        for group in _way_groups(way):
+        for group in way_groups(way):
             mixture[group] += per_request[w]
             taken[group] += per_request[w].sum() * (way.prompts if group == way.prefill else 1.0)
         flow = float(rates[:, w] @ tokens)
@@ -299,7 +232,7 @@ def _group_seconds(ways: Sequence[Way], rates: FloatArray, seconds: FloatArray, 
     for c, row in enumerate(rates):
         for w, way in enumerate(ways):
             if row[w] > 0:
-                for group, used in zip(_way_groups(way), _way_seconds(way, seconds, c), strict=True):
+                for group, used in zip(way_groups(way), way_seconds(way, seconds, c), strict=True):
                     planned[group] += row[w] * used
     return planned
 
@@ -313,7 +246,7 @@ def _applied(plan: Plan, ways: Sequence[Way], classes: tuple[RequestClass, ...],
     by_route: dict[tuple[str, str], dict[str, float]] = {}
     for w, way in enumerate(ways):
         mine = {one.name: float(shares[c, w]) for c, one in enumerate(classes)}
-        for group in _way_groups(way):
+        for group in way_groups(way):
             for name, share in mine.items():
                 by_group[group][name] += share
         if way.prefill is not None and any(mine.values()):
@@ -342,17 +275,6 @@ def _applied(plan: Plan, ways: Sequence[Way], classes: tuple[RequestClass, ...],
     )
 
 
-def _way_groups(way: Way) -> tuple[int, ...]:
-    return (way.target,) if way.prefill is None else (way.prefill, way.target)
-
-
-def _way_seconds(way: Way, seconds: FloatArray, c: int) -> FloatArray:
-    """Seconds of each of `_way_groups` that a request of a class takes."""
-    if way.prefill is None:
-        return seconds[way.target, c : c + 1]
-    return np.array([seconds[way.prefill, c] * way.prompts, seconds[way.target, c]])
-
-
 def _cut(lengths: IntArray, usual: int) -> int | None:
     """Where to tell short from long: the usual cut if it leaves `SMALLEST` on both sides, else the median; None
     where nearly all lengths are one."""
@@ -378,13 +300,3 @@ def _classes(lengths: Lengths, ranges: Sequence[tuple[Range, Range | None]]) -> 
         if part > 0:
             found.append(one.model_copy(update={"fraction": part}))
     return tuple(found)
-
-
-def _matrix(rows: Sequence[Sequence[tuple[int, float]]], columns: int) -> csr_matrix:
-    entries = [(row, column, value) for row, terms in enumerate(rows) for column, value in terms]
-    at, columns_at, values = zip(*entries, strict=True) if entries else ((), (), ())
-    return coo_matrix((values, (at, columns_at)), shape=(len(rows), columns)).tocsr()
-
-
-def _beside(left: csr_matrix, right: csr_matrix) -> csr_matrix:
-    return hstack([left, right], format="csr")
