@@ -101,6 +101,7 @@ class Evaluator:
         self._chosen: dict[tuple[Members, Role], Option | None] = {}
         self._others: dict[tuple[Template, Role], Option | None] = {}
         self._loads: dict[tuple[Template, Template], Loads] = {}
+        self._routes: dict[tuple[Template, Template], float] = {}
         self._tokens = float(problem.lengths.inputs.mean())
         self.targets = problem.targets
         self._after: dict[tuple[PromptQueue, After], float] = {}
@@ -161,9 +162,13 @@ class Evaluator:
 
     def route(self, source: Option, target: Option) -> float:
         """Requests/s that the route could carry if it had the network to itself; 0 when a rule forbids it."""
-        if self.problem.engine.route_rule(source.tps, target.tps) is not None:
-            return 0.0
-        return 1 / max(seconds for _, seconds in self.loads(source, target))
+        key = (source.template, target.template)
+        known = self._routes.get(key)
+        if known is None:
+            barred = self.problem.engine.route_rule(source.tps, target.tps) is not None
+            known = 0.0 if barred else 1 / max(seconds for _, seconds in self.loads(source, target))
+            self._routes[key] = known
+        return known
 
     def loads(self, source: Option, target: Option) -> Loads:
         """Seconds that one mean request's KV cache keeps each resource on its way busy.
