@@ -31,6 +31,7 @@ WORK = 30_000
 """States valued times groups, about: what the climb of a larger cluster may take when no time is given."""
 LEAST_STATES = 30
 ROUND_STATES = 200
+FINISH = 0.1
 SHAKEN = 3
 """Random moves that begin another round of an anytime search."""
 
@@ -54,9 +55,11 @@ def finished(
 ) -> tuple[Solution, Evaluator]:
     """The best of a plan and of further starts, those that the upper bound is made of, with thorough layouts.
 
-    They come after the search, so that an anytime search has a plan at once. Also gives the evaluator that
-    knows the layouts.
+    They come after the search, so that an anytime search has a plan at once; they may take `FINISH` of its time
+    limit more. Also gives the evaluator that knows the layouts.
     """
+    if budget.limit_s is not None:
+        budget.limit_s = budget.spent_s + FINISH * budget.limit_s
     for cells in starts:
         budget.states = START_STATES
         found = climb(evaluator, _valued(evaluator, cells), moves_from, budget, set(), coupled=True)
