@@ -123,7 +123,7 @@ async def load(front: Front, engines: Engines, arguments: argparse.Namespace, in
         return next(decode), body | {"kv_transfer_params": kv}, id_
 
     async def one(http: aiohttp.ClientSession, number: int) -> None:
-        body: dict[str, Any] = {"model": engines.model, "prompt": [3 + number % 4000, *words]}
+        body: dict[str, Any] = {"model": engines.model, "prompt": [3 + number % 2000, *words]}
         body |= {"max_tokens": arguments.tokens, "stream": True, "temperature": 0, "ignore_eos": True}
         began = time.perf_counter()
         url, id_ = front.url, uuid.uuid4().hex
