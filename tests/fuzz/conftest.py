@@ -8,7 +8,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from hexgen2.emulator import EmulatorConfig, LinearTiming
 from tests.coordinator.conftest import Stand, running
+
+# No answer may be so long, of whatever `max_tokens`, that it meets the time limit of a request.
+SHORT = EmulatorConfig(timing=LinearTiming(0.0, step_base_s=0.0005), max_model_len=1024)
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +23,7 @@ def stand() -> Iterator[Stand]:
 
     async def serve() -> None:
         try:
-            async with running({"p0>d0": 0.5, "c0": 0.5}) as found:
+            async with running({"p0>d0": 0.5, "c0": 0.5}, emulator=SHORT) as found:
                 made.append(found)
                 ready.set()
                 await done.wait()
