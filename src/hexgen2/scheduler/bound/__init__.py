@@ -27,7 +27,9 @@ def upper_bound(evaluator: Evaluator) -> Bound:
     """Requests/s that no plan of the problem exceeds."""
     problem, topology = evaluator.problem, evaluator.topology
     if by_grid(problem, topology):
-        return grid_bound(problem, topology)
+        found = grid_bound(problem, topology)
+        # Ends of pipelines of unlike stages are bounded loosely there, so the other way may tell more.
+        return found if problem.engine.uniform_tp else found.at_most(additive_bound(evaluator))
     if problem.engine.uniform_tp:
         value = linear_bound(problem, Places.of_kinds(Kinds(topology)))
         if value is not None:

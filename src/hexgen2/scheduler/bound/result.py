@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hexgen2.scheduler.solution import Cell
 
@@ -14,3 +14,7 @@ class Bound:
 
     value: float
     starts: tuple[tuple[Cell, ...], ...] = ()
+
+    def at_most(self, value: float) -> Bound:
+        """The same with the lower of two values."""
+        return replace(self, value=min(self.value, value))
