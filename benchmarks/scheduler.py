@@ -29,6 +29,7 @@ from typing import Any
 
 from scheduler_tables import ablation_table, instance_table, ten_times_table
 
+from hexgen2.cli.collector import seldom_collected
 from hexgen2.cost.replica import CostModel
 from hexgen2.scheduler import PROFILES, Problem, Progress, schedule
 from hexgen2.specs.catalog.models import load_model
@@ -78,14 +79,15 @@ def run(
     steps: list[Progress] = []
     started = time.perf_counter()
     try:
-        plan = schedule(
-            problem,
-            solver=solver,
-            seed=seed,
-            time_limit_s=None if solver in ENDLESS else limit,
-            progress=steps.append,
-            clock=time.process_time,
-        )
+        with seldom_collected():
+            plan = schedule(
+                problem,
+                solver=solver,
+                seed=seed,
+                time_limit_s=None if solver in ENDLESS else limit,
+                progress=steps.append,
+                clock=time.process_time,
+            )
     except InputError as error:
         return {**row, "error": str(error)}
     return {

@@ -48,6 +48,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(args: argparse.Namespace) -> int:
+    from hexgen2.cli.collector import seldom_collected
     from hexgen2.cli.planning import load_problem
     from hexgen2.report import print_plan
     from hexgen2.report.page import TracePoint, trace_document
@@ -57,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     problem = load_problem(args)
     console = output.progress_console()
     steps: list[Progress] = []
-    with console.status("planning") as status:
+    with seldom_collected(), console.status("planning") as status:
 
         def watch(step: Progress) -> None:
             steps.append(step)

@@ -29,7 +29,7 @@ PAPER_STARTS = 3
 START_STATES = 250
 WORK = 30_000
 """States valued times groups, about: what the climb of a larger cluster may take when no time is given."""
-LEAST_STATES = 30
+LEAST_STATES = 12
 ROUND_STATES = 200
 FINISH = 0.1
 SHAKEN = 3
