@@ -144,7 +144,9 @@ def simulated(
             sequence.transfer_start = sequence.transferred = events.now
             events.at(events.now, engine.arrived, sequence)
 
-        done: Callable[[Sequence], None] = lambda sequence: setattr(sequence, "end", events.now)  # noqa: E731
+        def done(sequence: Sequence) -> None:
+            sequence.end = events.now
+
         decode = case.role == "decode"
         engine = Engine(events, of, cost.settings, batch, done, fetch if decode else None)
 

@@ -36,6 +36,7 @@ from hexgen2.specs.catalog.models import load_model
 from hexgen2.specs.catalog.workloads import load_workload
 from hexgen2.specs.cluster import load_cluster
 from hexgen2.specs.errors import InputError
+from hexgen2.specs.plan import ROLES
 
 CLUSTERS = Path(__file__).parents[1] / "examples" / "clusters"
 BY_SIZE = {
@@ -97,10 +98,7 @@ def run(
         "gap": plan.gap,
         "cpu_s": plan.wall_s,
         "wall_s": time.perf_counter() - started,
-        "groups": {
-            role: len(plan.role_groups(role))  # type: ignore[arg-type]
-            for role in ("prefill", "decode", "colocated")
-        },
+        "groups": {role: len(plan.role_groups(role)) for role in ROLES},
         "usd_per_hour": plan.price_per_hour,
         "curve": [[step.seconds, step.value] for step in steps],
     }

@@ -22,6 +22,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 from scipy.stats import spearmanr, wasserstein_distance
+from typing_extensions import override
 
 from hexgen2.specs.catalog.traces import read_csv
 from hexgen2.specs.catalog.workloads import WorkloadTable
@@ -157,7 +158,8 @@ def print_errors(entries: dict[str, dict[str, Any]], parts: dict[str, tuple[Leng
 class _Dumper(yaml.SafeDumper):
     """Writes a value out each time: two traces read on one day do not share an anchor."""
 
-    def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002 (PyYAML's signature)
+    @override
+    def ignore_aliases(self, data: Any) -> bool:
         return True
 
 

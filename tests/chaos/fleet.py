@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -196,11 +196,11 @@ class Door:
         """Every sample of /metrics by name, summed over labels."""
         async with self._http.get(self.url + "/metrics") as response:
             lines = (await response.text()).splitlines()
-        found: Counter[str] = Counter()
+        found: defaultdict[str, float] = defaultdict(float)
         for line in lines:
             if not line.startswith("#"):
                 name, _, value = line.rpartition(" ")
-                found[name.partition("{")[0]] += float(value)  # type: ignore[assignment]
+                found[name.partition("{")[0]] += float(value)
         return dict(found)
 
     async def health(self) -> dict[str, Any]:

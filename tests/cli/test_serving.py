@@ -12,6 +12,8 @@ from rich.console import Console
 from hexgen2.cli.serving import Served
 from hexgen2.coordinator import Coordinator, CoordinatorConfig, EngineEndpoint, RouteShare
 from hexgen2.deploy import EngineFailed, GroupEvent
+from hexgen2.deploy.supervisor import EventKind
+from hexgen2.specs.plan import Role
 
 ROUTES = (("p0", "d0", 0.5), ("p0", "d1", 0.5))
 FAILURE = EngineFailed("d0", "ended (exit code 3)", ("ValueError: x",), Path("d0.log"))
@@ -21,9 +23,14 @@ class Stage:
     """A `Served` over a coordinator that does not run, and what it printed."""
 
     def __init__(self) -> None:
+        seats: tuple[tuple[str, Role, float], ...] = (
+            ("p0", "prefill", 1.0),
+            ("d0", "decode", 0.5),
+            ("d1", "decode", 0.5),
+        )
         engines = tuple(
-            EngineEndpoint(group_id=g, role=role, url="http://127.0.0.1:1", share=share)  # type: ignore[arg-type]
-            for g, role, share in (("p0", "prefill", 1.0), ("d0", "decode", 0.5), ("d1", "decode", 0.5))
+            EngineEndpoint(group_id=group, role=role, url="http://127.0.0.1:1", share=share)
+            for group, role, share in seats
         )
         routes = tuple(RouteShare(prefill=p, decode=d, share=share) for p, d, share in ROUTES)
         config = CoordinatorConfig(served_model_names=("m",), engines=engines, routes=routes)
@@ -33,9 +40,9 @@ class Stage:
         for engine in self.coordinator.fleet.engines.values():
             self.coordinator.fleet.mark_up(engine)
 
-    def tell(self, group: str, *kinds: str, attempt: int = 2) -> None:
+    def tell(self, group: str, *kinds: EventKind, attempt: int = 2) -> None:
         for kind in kinds:
-            self.served.note(GroupEvent(group, kind, FAILURE, attempt))  # type: ignore[arg-type]
+            self.served.note(GroupEvent(group, kind, FAILURE, attempt))
 
 
 async def test_a_death_takes_the_engine_out_and_a_restart_is_counted() -> None:

@@ -11,6 +11,7 @@ import aiohttp
 import psutil
 import pytest
 from rich.console import Console
+from tests.waiting import until
 
 from hexgen2.cli.main import main
 from hexgen2.cli.serving import Emulation, Options, serving
@@ -88,9 +89,7 @@ async def test_a_controller_runs_beside_a_service(
         await asyncio.sleep(3.0)
         assert not (tmp_path / "decisions.jsonl").exists()
         dead = True
-        async with asyncio.timeout(30):
-            while served.coordinator.config.engine(lost).share > 0:  # noqa: ASYNC110
-                await asyncio.sleep(0.1)
+        await until(lambda: served.coordinator.config.engine(lost).share == 0, within_s=30)
         decision = json.loads((tmp_path / "decisions.jsonl").read_text().splitlines()[0])
     assert decision["action"] in ("routes", "flip")
     assert decision["numbers"]["down"] == [lost]

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from hexgen2.controller.carry import Carrier, live, seats_of, shares_of
 from hexgen2.controller.plans import plan_of
+from hexgen2.specs.plan import ROLES
 from tests.controller.cases import long_answers, long_prompts, plan, setting
 
 
@@ -39,8 +40,8 @@ def test_fewer_groups_never_carry_more(data: st.DataObject) -> None:
 @given(st.data())
 def test_routes_stay_within_groups_and_shares_sum_to_one(data: st.DataObject) -> None:
     carrier = Carrier(setting(data.draw(st.sampled_from([long_prompts(), long_answers()]))))
-    roles = st.sampled_from(["prefill", "decode", "colocated"])
-    seats = tuple(seat.as_role(data.draw(roles)) for seat in seats_of(plan()))  # type: ignore[arg-type]
+    roles = st.sampled_from(ROLES)
+    seats = tuple(seat.as_role(data.draw(roles)) for seat in seats_of(plan()))
     found = carrier.best(seats)
     for seat in seats:
         flow = sum(rps for pair, rps in found.routes.items() if seat.id in pair)

@@ -11,8 +11,9 @@ from hexgen2.controller.decide import Policy
 from hexgen2.controller.replan import Effort
 from hexgen2.specs.plan import Plan
 from tests.controller.stand import Load, planned, serving, slow_model
-from tests.controller.test_control import eventually, load
+from tests.controller.test_control import load
 from tests.scheduler.support import A100, L40, cluster
+from tests.waiting import until
 
 NODES = cluster((A100, 4), (A100, 4), (A100, 4), (L40, 4), (L40, 4), gbps=100.0)
 COST = slow_model(slowness=3.0, batch=8)
@@ -53,7 +54,7 @@ async def test_throughput_recovers_to_that_of_the_best_plan_by_flips_alone() -> 
             async with load.running():
                 await asyncio.sleep(15.0)
                 load.lengths = ANSWERS
-                await eventually(
+                await until(
                     lambda: stand.controller.plan.throughput_rps >= 0.9 * best.throughput_rps, within_s=240.0
                 )
                 await asyncio.sleep(25.0)
@@ -88,7 +89,7 @@ async def test_a_lost_node_of_20_groups_is_planned_around_within_ten_seconds() -
                     groups = stand.controller.plan.group_by_id
                     return all(groups[name].share == 0 for name in gone if name in groups)
 
-                took = await eventually(answered)
+                took = await until(answered, within_s=60.0)
                 assert await load.rate(10.0) > 0
     finally:
         work.close()

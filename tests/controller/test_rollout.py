@@ -6,15 +6,15 @@ from hypothesis import strategies as st
 
 from hexgen2.controller.carry import Carrier, Seat, seats_of
 from hexgen2.controller.rollout import rollout, units
-from hexgen2.specs.plan import Stage
+from hexgen2.specs.plan import Role, Stage
 from tests.controller.cases import long_answers, plan, setting
 
 CARRIER = Carrier(setting(long_answers()))
 
 
 def seat(name: str, *gpus: str) -> Seat:
-    roles = {"p": "prefill", "d": "decode", "c": "colocated"}
-    return Seat(name, roles[name[0]], (Stage(gpus=gpus, tp=len(gpus), first_layer=0, layers=12),))  # type: ignore[arg-type]
+    roles: dict[str, Role] = {"p": "prefill", "d": "decode", "c": "colocated"}
+    return Seat(name, roles[name[0]], (Stage(gpus=gpus, tp=len(gpus), first_layer=0, layers=12),))
 
 
 def names(seats: tuple[Seat, ...]) -> set[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -22,8 +21,11 @@ from hexgen2.coordinator import (
     Timeouts,
 )
 from hexgen2.emulator import EmulatedEngine, EmulatorConfig, tokens
+from hexgen2.specs.plan import Role
 
 MODEL = "tiny"
+ROLES: dict[str, Role] = {"p": "prefill", "d": "decode", "c": "colocated"}
+"""By the first letter of a group's name."""
 QUICK = Timeouts(
     connect_s=0.5,
     prefill_s=5,
@@ -112,11 +114,10 @@ def expected(prompt: str, count: int) -> str:
 def endpoints(
     engines: dict[str, EmulatedEngine], shares: dict[str, float], batch: int
 ) -> tuple[EngineEndpoint, ...]:
-    roles = {"p": "prefill", "d": "decode", "c": "colocated"}
     return tuple(
         EngineEndpoint(
-            group_id=group, role=roles[group[0]], url=engine.url, share=shares[group], max_batch=batch
-        )  # type: ignore[arg-type]
+            group_id=group, role=ROLES[group[0]], url=engine.url, share=shares[group], max_batch=batch
+        )
         for group, engine in engines.items()
     )
 
@@ -151,13 +152,6 @@ async def running(
         coordinator = await stack.enter_async_context(Coordinator(coordinator_config, keys).running())
         http = await stack.enter_async_context(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)))
         yield Stand(coordinator, engines, http)
-
-
-async def until(condition: Any, within_s: float = 3.0) -> None:
-    """Wait for a condition of the live state; the test fails where it does not come true."""
-    async with asyncio.timeout(within_s):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
 
 
 @pytest.fixture

@@ -14,8 +14,9 @@ from hexgen2.coordinator.admission import Admission, AdmissionLimits
 from hexgen2.coordinator.errors import ApiError, no_path
 from hexgen2.coordinator.fleet import Place, Want
 from hexgen2.emulator import EmulatorConfig, LinearTiming
+from tests.waiting import until
 
-from .conftest import Stand, running, until
+from .conftest import Stand, running
 
 SMALL, LARGE = 1.0, 4.0  # in places
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -103,16 +104,18 @@ async def test_breakers_never_refuse_the_last_path() -> None:
         assert (await stand.post("/v1/completions", {"prompt": "a"}))[0] == 200
 
 
-async def test_a_prefill_engine_s_fault_does_not_break_the_decode_engine() -> None:
+async def test_a_prefill_engine_s_fault_does_not_break_the_decode_engine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """p0's KV caches cannot be fetched: the routes from p0 are avoided, those from p1 to the same engine
     are not.
     """
     limits = Limits(breaker_failures=2, breaker_open_s=60, max_retries=3)
     async with running({"p0>d0": 0.5, "p1>d0": 0.5}, limits=limits) as stand:
         bad = stand.engines["p0"]
-        bad.kv_store.pull = lambda _: None  # type: ignore[method-assign]
         offer = bad.kv_store.offer
-        bad.kv_store.offer = lambda *a: offer(*a) | {"remote_port": 9}  # type: ignore[method-assign]
+        monkeypatch.setattr(bad.kv_store, "pull", lambda _: None)
+        monkeypatch.setattr(bad.kv_store, "offer", lambda *a: offer(*a) | {"remote_port": 9})
         for _ in range(12):
             await stand.complete("a b", max_tokens=2)
         assert await stand.metric("hexgen2:engine_failures_total", group="d0", kind="http_5xx") == 2

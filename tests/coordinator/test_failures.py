@@ -11,8 +11,9 @@ import pytest
 
 from hexgen2.coordinator import Limits
 from hexgen2.emulator import EmulatorConfig, Fault, LinearTiming
+from tests.waiting import until
 
-from .conftest import ALERT, MODEL, QUICK, Stand, expected, parse_events, running, text_of, until
+from .conftest import ALERT, MODEL, QUICK, Stand, expected, parse_events, running, text_of
 
 SLOW = EmulatorConfig(timing=LinearTiming(step_base_s=0.01))
 TWO_ROUTES = {"p0>d0": 0.5, "p1>d1": 0.5}
@@ -207,17 +208,20 @@ async def test_a_client_that_hangs_up_mid_stream(pair: Stand) -> None:
     assert pair.coordinator.fleet.engines["d0"].in_flight == 0
 
 
-async def test_prefill_that_hands_over_no_cache_still_gives_right_tokens(pair: Stand) -> None:
+async def test_prefill_that_hands_over_no_cache_still_gives_right_tokens(
+    pair: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A leg 1 whose answer has null kv_transfer_params: the decode engine computes the prompt itself."""
-    engine = pair.engines["p0"]
-    engine.kv_store.offer = lambda *_: None  # type: ignore[method-assign,assignment,return-value]
+    monkeypatch.setattr(pair.engines["p0"].kv_store, "offer", lambda *_: None)
     assert (await pair.complete("a b", max_tokens=4))["choices"][0]["text"] == expected("a b", 4)
     assert "kv_transfer_params" not in pair.received("d0")[0]
     assert await pair.metric("hexgen2:legs_without_kv_total") == 1
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_prefill_engine_that_dies_between_the_legs(stream: bool) -> None:
+async def test_a_prefill_engine_that_dies_between_the_legs(
+    stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The decode engine answers 500 since it cannot fetch the cache; the prompt is computed again elsewhere."""
     async with running(TWO_ROUTES) as stand:
         decode = stand.engines["d0"]
@@ -227,7 +231,7 @@ async def test_a_prefill_engine_that_dies_between_the_legs(stream: bool) -> None
             stand.engines["p0"].kill()
             return await receive(*arguments)
 
-        decode._receive = after_the_death  # type: ignore[method-assign]
+        monkeypatch.setattr(decode, "_receive", after_the_death)
         body = {"prompt": "a b", "stream": stream}
         answers = [await stand.post("/v1/completions", body) for _ in range(4)]
         assert [status for status, _, _ in answers] == [200] * 4
@@ -238,7 +242,9 @@ async def test_a_prefill_engine_that_dies_between_the_legs(stream: bool) -> None
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_prefill_engine_that_freezes_between_the_legs(stream: bool) -> None:
+async def test_a_prefill_engine_that_freezes_between_the_legs(
+    stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The decode engine would wait for the cache as long as the prefill engine stays silent."""
     async with running(TWO_ROUTES, timeouts=ALERT) as stand:
         frozen: list[str] = []
@@ -251,7 +257,7 @@ async def test_a_prefill_engine_that_freezes_between_the_legs(stream: bool) -> N
                     stand.engines[f"p{name}"].freeze()
                 return await receive(*arguments)
 
-            decode._receive = after_the_freeze  # type: ignore[method-assign]
+            monkeypatch.setattr(decode, "_receive", after_the_freeze)
         async with asyncio.timeout(5):  # the emulated engine itself would give up after 30 s
             _, answer, _ = await stand.post("/v1/completions", {"prompt": "a b", "stream": stream})
         text = text_of(parse_events(answer)) if stream else answer["choices"][0]["text"]

@@ -15,9 +15,10 @@ from hexgen2.coordinator import Limits
 from hexgen2.coordinator.continuation import continuation_body, tokens_left
 from hexgen2.coordinator.journal import Journal, continuation_obstacle
 from hexgen2.coordinator.seam import StopSeam
-from hexgen2.emulator import EmulatorConfig, Fault, LinearTiming, protocol, tokens
+from hexgen2.emulator import EmulatedEngine, EmulatorConfig, Fault, LinearTiming, protocol, tokens
+from tests.waiting import until
 
-from .conftest import ALERT, MODEL, QUICK, Stand, expected, parse_events, running, text_of, until
+from .conftest import ALERT, MODEL, QUICK, Stand, expected, parse_events, running, text_of
 
 SLOW = EmulatorConfig(timing=LinearTiming(step_base_s=0.005))
 TWO = {"c0": 0.5, "c1": 0.5}
@@ -32,6 +33,17 @@ def fail_first(stand: Stand, kind: Any, after: int) -> None:
     for group, engine in stand.engines.items():
         if not group.startswith("p"):
             engine.fault = fault
+
+
+def dies_before_usage(engine: EmulatedEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine is lost when all tokens have been sent, before its usage chunk and `[DONE]`."""
+    used = protocol.usage
+
+    def usage(*arguments: Any) -> Any:
+        engine.kill()
+        return used(*arguments)
+
+    monkeypatch.setattr(protocol, "usage", usage)
 
 
 def without_time(events: list[Any]) -> list[Any]:
@@ -184,16 +196,11 @@ async def test_a_frozen_engine_s_streams_go_on() -> None:
         stand.engines["c0"].thaw()
 
 
-async def test_only_the_end_was_missing() -> None:
+async def test_only_the_end_was_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     """All tokens were sent, the engine died before `[DONE]`: the stream is closed without asking anyone."""
     async with running({"c0": 1.0}) as stand:
-        engine = stand.engines["c0"]
-        used = protocol.usage
-        protocol.usage = lambda *_: engine.kill() or used(*_)  # type: ignore[assignment,func-returns-value]
-        try:
-            events = await stand.stream("a b", max_tokens=6, stream_options={"include_usage": True})
-        finally:
-            protocol.usage = used
+        dies_before_usage(stand.engines["c0"], monkeypatch)
+        events = await stand.stream("a b", max_tokens=6, stream_options={"include_usage": True})
         assert text_of(events) == expected("a b", 6)
         assert events[-2]["usage"] == {"prompt_tokens": 2, "completion_tokens": 6, "total_tokens": 8}
         assert events[-1] == "[DONE]"

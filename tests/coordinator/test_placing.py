@@ -18,8 +18,9 @@ from hexgen2.coordinator.legs import Handoff
 from hexgen2.coordinator.prefixes import BLOCK_BYTES, MAX_BLOCKS, PrefixIndex, prefix_blocks
 from hexgen2.emulator import EmulatorConfig, LinearTiming
 from hexgen2.specs.routing import Path
+from tests.waiting import until
 
-from .conftest import QUICK, expected, running, until
+from .conftest import QUICK, expected, running
 
 SLOW = EmulatorConfig(timing=LinearTiming(step_base_s=0.01))
 LONG = "word " * 1000

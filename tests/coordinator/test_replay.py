@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from hexgen2.coordinator.journal import Journal
 from hexgen2.coordinator.replay import Differs, Record, Replay, is_repeatable
 from hexgen2.coordinator.transcript import Said
-from hexgen2.emulator import Fault, protocol, tokens
+from hexgen2.emulator import Fault, tokens
 
 from .conftest import Stand, expected, parse_events, running, text_of
-from .test_migration import CHAT, COMPLETIONS, MESSAGES, TWO, fail_first, without_time
+from .test_migration import CHAT, COMPLETIONS, MESSAGES, TWO, dies_before_usage, fail_first, without_time
 
 BODIES: list[tuple[str, dict[str, Any], str]] = [
     (COMPLETIONS, {"prompt": "a b", "presence_penalty": 0.5}, "presence_penalty"),
@@ -93,9 +93,8 @@ async def test_a_run_that_differs_ends_in_an_error(cut: int, monkeypatch: pytest
     async with running(TWO) as stand:
         fail_first(stand, "error_event", cut)
         runs = iter((0, 1))
-        model = tokens.TokenModel
 
-        class Unrepeatable(model):  # type: ignore[misc,valid-type]
+        class Unrepeatable(tokens.TokenModel):
             def __init__(self, prompt: Sequence[int]) -> None:
                 super().__init__([*prompt, next(runs)])
 
@@ -107,17 +106,13 @@ async def test_a_run_that_differs_ends_in_an_error(cut: int, monkeypatch: pytest
         assert await stand.metric("hexgen2:streams_broken_off_total", reason="replay_differs") == 1
 
 
-async def test_all_was_said_but_the_end() -> None:
+async def test_all_was_said_but_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """With every token sent, nobody is asked again, and usage is counted here."""
     async with running({"c0": 1.0}) as stand:
-        engine, used = stand.engines["c0"], protocol.usage
-        protocol.usage = lambda *_: engine.kill() or used(*_)  # type: ignore[assignment,func-returns-value]
-        try:
-            events = await stand.stream(
-                ["a b", "c"], max_tokens=6, temperature=0, n=2, stream_options={"include_usage": True}
-            )
-        finally:
-            protocol.usage = used
+        dies_before_usage(stand.engines["c0"], monkeypatch)
+        events = await stand.stream(
+            ["a b", "c"], max_tokens=6, temperature=0, n=2, stream_options={"include_usage": True}
+        )
         assert events[-2]["usage"] == {"prompt_tokens": 3, "completion_tokens": 24, "total_tokens": 27}
         assert events[-1] == "[DONE]"
 

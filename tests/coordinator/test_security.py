@@ -106,15 +106,19 @@ async def test_keys_are_taken_over_when_their_file_changes(tmp_path: Path) -> No
         assert await allowed("two"), "a file without keys is a mistake: the former stay"
 
 
-def test_a_file_is_read_again_only_when_it_changed(tmp_path: Path) -> None:
+def test_a_file_is_read_again_only_when_it_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "keys"
     file.write_text("one\n")
     keys = ApiKeys.from_file(file)
-    reloader, reads = Reloader([keys, ApiKeys(["fixed"])]), []
-    reload = keys.reload
-    keys.reload = lambda: (reads.append(1), reload())  # type: ignore[method-assign,func-returns-value,assignment]
+    reloader, reload, reads = Reloader([keys, ApiKeys(["fixed"])]), keys.reload, [0]
+
+    def counted() -> None:
+        reads[0] += 1
+        reload()
+
+    monkeypatch.setattr(keys, "reload", counted)
     reloader.look()
-    assert reads == []
+    assert reads == [0]
     file.write_text("two\n")
     os.utime(file, ns=(1, 1))
     reloader.look()

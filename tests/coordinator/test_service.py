@@ -15,8 +15,9 @@ from hexgen2.coordinator import Coordinator, kv_transfer_totals
 from hexgen2.coordinator.kv_totals import KvTotals, parse_kv_totals
 from hexgen2.emulator import EmulatorConfig, LinearTiming
 from hexgen2.specs.errors import InputError
+from tests.waiting import until
 
-from .conftest import QUICK, Stand, expected, running, until
+from .conftest import QUICK, Stand, expected, running
 
 PATIENT = QUICK.model_copy(update={"health_timeout_s": 5.0, "connect_s": 5.0})
 SLOW = EmulatorConfig(timing=LinearTiming(step_base_s=0.01))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import http.server
 import threading
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -17,8 +16,9 @@ from hexgen2.coordinator import Coordinator, Tracing
 from hexgen2.coordinator.tracing import NO_TRACE
 from hexgen2.emulator import Fault
 from hexgen2.specs.errors import InputError
+from tests.waiting import until
 
-from .conftest import Stand, expected, running, text_of, until
+from .conftest import Stand, expected, running, text_of
 
 CLIENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -123,9 +123,19 @@ async def test_off_means_nothing_at_all(pair: Stand) -> None:
         assert trace.part("queue") is NO_TRACE
 
 
-class Collector(http.server.BaseHTTPRequestHandler):
+class Collector(http.server.ThreadingHTTPServer):
+    """Keeps what is posted to it: (path, body)."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Posts)
+        self.received: list[tuple[str, bytes]] = []
+
+
+class Posts(http.server.BaseHTTPRequestHandler):
+    server: Collector
+
     def do_POST(self) -> None:
-        self.server.received.append((self.path, self.rfile.read(int(self.headers["Content-Length"]))))  # type: ignore[attr-defined]
+        self.server.received.append((self.path, self.rfile.read(int(self.headers["Content-Length"]))))
         self.send_response(200)
         self.end_headers()
 
@@ -135,9 +145,7 @@ class Collector(http.server.BaseHTTPRequestHandler):
 
 @pytest.mark.parametrize("path", ["", "/", "/v1/traces"])
 async def test_traces_reach_a_collector_over_otlp(pair: Stand, path: str) -> None:
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Collector)
-    received: Sequence[tuple[str, bytes]] = []
-    server.received = received  # type: ignore[attr-defined]
+    server = Collector()
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         tracing = Tracing.to_endpoint(f"http://127.0.0.1:{server.server_port}{path}")
@@ -145,8 +153,8 @@ async def test_traces_reach_a_collector_over_otlp(pair: Stand, path: str) -> Non
             pair.coordinator = door
             await pair.complete("a", max_tokens=1)
         # Leaving the block has sent what was left.
-        assert {path for path, _ in received} == {"/v1/traces"}
-        assert all(name in received[0][1] for name in (b"hexgen2.leg_1", b"hexgen2.kv_handoff"))
+        assert {path for path, _ in server.received} == {"/v1/traces"}
+        assert all(name in server.received[0][1] for name in (b"hexgen2.leg_1", b"hexgen2.kv_handoff"))
     finally:
         await asyncio.to_thread(server.shutdown)
         server.server_close()

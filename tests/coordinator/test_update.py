@@ -10,14 +10,15 @@ import pytest
 
 from hexgen2.coordinator import CoordinatorConfig, EngineEndpoint, RouteShare, Served
 from hexgen2.emulator import EmulatedEngine, EmulatorConfig, LinearTiming
-from tests.coordinator.conftest import MODEL, Stand, expected, running, text_of, until
+from hexgen2.specs.plan import Role
+from tests.coordinator.conftest import MODEL, ROLES, Stand, expected, running, text_of
+from tests.waiting import until
 
 SLOW = EmulatorConfig(model_names=(MODEL,), timing=LinearTiming(step_base_s=0.02), max_batch=64)
 
 
 def config_of(stand: Stand, routes: dict[str, float]) -> CoordinatorConfig:
     """As `running` makes it, for engines that the stand has."""
-    roles = {"p": "prefill", "d": "decode", "c": "colocated"}
     shares: dict[str, float] = {}
     for name, share in routes.items():
         for group in name.split(">"):
@@ -27,7 +28,7 @@ def config_of(stand: Stand, routes: dict[str, float]) -> CoordinatorConfig:
             "engines": tuple(
                 EngineEndpoint(
                     group_id=group,
-                    role=roles[group[0]],  # type: ignore[arg-type]
+                    role=ROLES[group[0]],
                     url=stand.engines[group].url,
                     share=share,
                     max_batch=64,
@@ -124,15 +125,16 @@ async def test_engines_take_other_roles_under_way() -> None:
         streams = [asyncio.create_task(stand.stream("a b", max_tokens=20)) for _ in range(4)]
         await until(lambda: len(stand.received("d0")) == 4)
         changed = config_of(stand, {"p0>d0": 1.0}).model_copy(update={"routes": ()})
+        changed_roles: dict[str, Role] = {"p0": "decode", "d0": "prefill"}
         engines = {
             group: EngineEndpoint(
                 group_id=group,
-                role=role,  # type: ignore[arg-type]
+                role=role,
                 url=stand.engines[group].url,
                 share=1.0,
                 max_batch=64,
             )
-            for group, role in (("p0", "decode"), ("d0", "prefill"))
+            for group, role in changed_roles.items()
         }
         routes = (RouteShare(prefill="d0", decode="p0", share=1.0),)
         await stand.coordinator.update(

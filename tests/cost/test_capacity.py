@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hexgen2.cost import CostModel, Efficiencies, Moments, Settings, StageShape
 from hexgen2.cost.capacity import memory_batch
 from hexgen2.cost.layout import Layout
+from hexgen2.cost.profile import Efficiency
 from hexgen2.specs import GIB, GpuType, Lengths, Link, Model, MoE
 
 HEAD_READ = 10_000 * 1000 * 2 / 100e9
@@ -288,7 +289,7 @@ def test_capacities_scale_with_the_speed_of_everything(layout: Layout, lengths: 
 
 
 class _WithoutOverheads(Efficiencies):
-    def of(self, gpu: GpuType) -> object:  # type: ignore[override]
+    def of(self, gpu: GpuType) -> Efficiency:
         return super().of(gpu).model_copy(update={"layer_overhead_s": 0.0, "step_overhead_s": 0.0})
 
 

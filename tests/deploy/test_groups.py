@@ -22,9 +22,10 @@ from hexgen2.deploy import (
     Supervisor,
 )
 from hexgen2.specs.plan import Plan
+from tests.waiting import until
 
 from . import builders
-from .test_local import Family, deployment, family  # noqa: F401
+from .family import Family, deployment
 
 
 def with_urls(made: Deployment) -> Deployment:
@@ -81,7 +82,7 @@ def renamed(made: Deployment, old: str, new: str) -> Deployment:
     return with_urls(made.model_copy(update={"processes": processes}))
 
 
-async def test_a_group_is_replaced_by_another(tmp_path: Path, family: Family) -> None:  # noqa: F811
+async def test_a_group_is_replaced_by_another(tmp_path: Path, family: Family) -> None:
     async with room(tmp_path, family, "family", "family") as (made, launcher):
         await made.groups.end(["e1"])
         assert set(made.groups.urls) == {"e0"}
@@ -92,15 +93,13 @@ async def test_a_group_is_replaced_by_another(tmp_path: Path, family: Family) ->
         assert launcher.log_of("e7").name == "e7.log"
         assert made.events == []  # what was asked for is no death
         os.kill(launcher.pids()["e7"], signal.SIGTERM)
-        async with asyncio.timeout(30):
-            while not any(event.kind == "up" for event in made.events):  # noqa: ASYNC110
-                await asyncio.sleep(0.05)
+        await until(lambda: any(event.kind == "up" for event in made.events), within_s=30)
         assert {event.group for event in made.events} == {"e7"}  # the new one is kept alive too
 
 
 async def test_a_group_comes_back_under_its_name_with_another_identity(
     tmp_path: Path,
-    family: Family,  # noqa: F811
+    family: Family,
 ) -> None:
     async with room(tmp_path, family, "family", "family") as (made, launcher):
         await made.groups.end(["e1"])
@@ -109,7 +108,7 @@ async def test_a_group_comes_back_under_its_name_with_another_identity(
         assert launcher.log_of("e1").name == "e1.again1.log"
 
 
-async def test_a_group_that_does_not_start_leaves_nothing(tmp_path: Path, family: Family) -> None:  # noqa: F811
+async def test_a_group_that_does_not_start_leaves_nothing(tmp_path: Path, family: Family) -> None:
     async with room(tmp_path, family, "family") as (made, launcher):
         made.next = renamed(deployment(family, "dies"), "e0", "e7")
         with pytest.raises(EngineFailed, match="no such model"):

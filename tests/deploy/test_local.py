@@ -10,91 +10,15 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from hexgen2.coordinator.config import CoordinatorConfig, EngineEndpoint
-from hexgen2.deploy import Deployment, EngineFailed, LocalLauncher, ProcessSpec, Progress, free_ports
+from hexgen2.deploy import Deployment, EngineFailed, LocalLauncher, Progress
 from hexgen2.deploy.local import GRACE_S
 from hexgen2.specs import InputError
 
-FAKE = Path(__file__).with_name("fake_engine.py")
-
-
-class Family:
-    """The processes of the fake engines of a test."""
-
-    def __init__(self, folder: Path) -> None:
-        self._pids = folder / "pids"
-
-    @property
-    def path(self) -> str:
-        return str(self._pids)
-
-    def pids(self) -> list[int]:
-        return [int(line) for line in self._pids.read_text().split()] if self._pids.exists() else []
-
-    def alive(self) -> list[int]:
-        """Those that still run (a zombie does not)."""
-        found = []
-        for pid in self.pids():
-            try:
-                state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-            except OSError:
-                continue
-            if state != "Z":
-                found.append(pid)
-        return found
-
-    def gone_within(self, seconds: float) -> bool:
-        deadline = time.monotonic() + seconds
-        while self.alive() and time.monotonic() < deadline:
-            time.sleep(0.05)
-        return not self.alive()
-
-    def wait_for(self, count: int) -> None:
-        deadline = time.monotonic() + 30
-        while len(self.pids()) < count:
-            assert time.monotonic() < deadline, f"only {self.pids()} have started"
-            time.sleep(0.05)
-
-
-@pytest.fixture
-def family(tmp_path: Path) -> Iterator[Family]:
-    family = Family(tmp_path)
-    yield family
-    for pid in family.alive():  # only after a failed test
-        os.kill(pid, signal.SIGKILL)
-
-
-def deployment(family: Family, *behaviours: str, host: str = "127.0.0.1") -> Deployment:
-    """One fake engine per behaviour; a behaviour that begins with `!` has no readiness URL."""
-    port_on = free_ports()
-    specs = []
-    for number, behaviour in enumerate(behaviours):
-        port = port_on("127.0.0.1")
-        served = not behaviour.startswith("!")
-        specs.append(
-            ProcessSpec(
-                name=f"e{number}",
-                group_id=f"e{number}",
-                role="colocated",
-                rank=0,
-                node=f"n{number}",
-                host=host,
-                argv=(sys.executable, str(FAKE), str(port), behaviour.removeprefix("!"), family.path),
-                env={"HEXGEN2_TEST": "1"},
-                gpus=(f"n{number}/0",),
-                ports={"http": port},
-                readiness_url=f"http://127.0.0.1:{port}/health" if served else None,
-                log_name=f"e{number}.log",
-            )
-        )
-    engine = EngineEndpoint(group_id="e0", role="colocated", url="http://127.0.0.1:1", share=1.0)
-    config = CoordinatorConfig(served_model_names=("m",), engines=(engine,))
-    return Deployment(processes=tuple(specs), coordinator=config)
+from .family import FAKE, Family, deployment
 
 
 async def test_engines_become_ready_with_progress_and_leave(tmp_path: Path, family: Family) -> None:

@@ -67,7 +67,7 @@ class Watch:
     ) -> None:
         self.events: list[GroupEvent] = []
         self._news = asyncio.Event()
-        supervisor = Supervisor(launcher, groups, self._tell, policy, silence)  # type: ignore[arg-type]
+        supervisor = Supervisor(launcher, groups, self._tell, policy, silence)
         self.task = asyncio.create_task(supervisor.run())
 
     def _tell(self, event: GroupEvent) -> None:

@@ -11,6 +11,7 @@ import aiohttp
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.waiting import until
 
 from hexgen2.emulator import EmulatedEngine, EmulatorConfig, Fault, LinearTiming, tokens
 from hexgen2.emulator.protocol import TextOut
@@ -160,12 +161,9 @@ async def test_a_client_that_leaves_frees_the_slot(http: aiohttp.ClientSession) 
     async with EmulatedEngine(EmulatorConfig(timing=timing)).running() as engine:
         for stream in (True, False):
             task = asyncio.create_task(complete(http, engine, max_tokens=10_000, stream=stream))
-            while not engine.core.running:  # noqa: ASYNC110
-                await asyncio.sleep(0.001)
+            await until(lambda: bool(engine.core.running))
             task.cancel()
-            async with asyncio.timeout(2):
-                while engine.core.running:  # noqa: ASYNC110
-                    await asyncio.sleep(0.001)
+            await until(lambda: not engine.core.running)
         assert engine.core.aborted_total == 2
 
 
@@ -227,8 +225,7 @@ async def test_a_hang_is_silent_until_thawed(http: aiohttp.ClientSession) -> Non
         task = asyncio.create_task(
             events(http, engine.url + "/v1/completions", {"prompt": "a", "max_tokens": 4})
         )
-        while not engine.core.frozen:  # noqa: ASYNC110
-            await asyncio.sleep(0.001)
+        await until(lambda: engine.core.frozen)
         with pytest.raises(TimeoutError):
             await http.get(engine.url + "/health", timeout=aiohttp.ClientTimeout(total=0.3))
         assert not task.done()

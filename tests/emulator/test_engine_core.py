@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import dataclass, field
 
 import pytest
+from tests.waiting import until
 
 from hexgen2.cost import CostModel, StageShape
 from hexgen2.emulator import tokens
@@ -175,9 +176,7 @@ async def test_a_pipeline_has_a_batch_in_every_stage_and_no_more() -> None:
     core.start()
     for _ in range(5):
         core.submit(Sequence([1] * 10, 1))
-    async with asyncio.timeout(5):
-        while len(timing.works) < 3:  # noqa: ASYNC110
-            await asyncio.sleep(0.001)
+    await until(lambda: len(timing.works) >= 3)
     await asyncio.sleep(0.02)
     assert [work.prompt_tokens for work in timing.works] == [10, 10, 10]
     await core.stop()

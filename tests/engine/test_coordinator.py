@@ -17,6 +17,7 @@ from hexgen2.coordinator import Coordinator, kv_transfer_totals
 from hexgen2.deploy import guard
 from tests.deploy.builders import cluster, group, plan
 from tests.engine.fleet import PROMPTS, Fleet, completion, running
+from tests.waiting import until
 
 pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="module")]
 
@@ -221,14 +222,12 @@ def sums(events: list[Any], index: int) -> Any:
 
 
 async def test_an_engine_that_is_killed_loses_no_request(fleet: Fleet, door: Coordinator) -> None:
-    """Last in this file: the core of a decode engine is killed under eight streams."""
-    body = completion(PROMPTS[1], 200)
+    """Last in this file: the core of a decode engine is killed while it answers some of eight streams."""
+    body = completion(PROMPTS[1], 400)
     whole = text_of(await stream(door, fleet.http, body))
     before = taken_over(door)
     tasks = [asyncio.create_task(stream(door, fleet.http, body)) for _ in range(8)]
-    async with asyncio.timeout(20):
-        while door.fleet.engines["d0"].in_flight < 4:  # noqa: ASYNC110
-            await asyncio.sleep(0.001)
+    await until(lambda: door.fleet.engines["d0"].in_flight > 0, within_s=20.0, every_s=0.001)
     for pid in [*guard.descendants(fleet.launcher.pids()["d0"])]:
         os.kill(pid, signal.SIGKILL)
     answers = await asyncio.wait_for(asyncio.gather(*tasks), 60)
@@ -244,6 +243,4 @@ def taken_over(door: Coordinator) -> float:
 
 async def ready(door: Coordinator) -> None:
     """Wait until every engine is back."""
-    async with asyncio.timeout(10):
-        while not all(engine.up for engine in door.fleet.engines.values()):  # noqa: ASYNC110
-            await asyncio.sleep(0.02)
+    await until(lambda: all(engine.up for engine in door.fleet.engines.values()), within_s=30)

@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from tests.chaos.fleet import MODEL, Door, door, emulated
+from tests.waiting import until_answered
 
 KINDS = ("plain", "plain", "plain", "stream", "stream", "leave", "leave", "bad", "lost", "half a body")
 WARM_UP, REQUESTS, AT_ONCE = 1500, 10_000, 40
@@ -57,9 +58,11 @@ async def load(front: Door, count: int, draw: random.Random) -> None:
 async def at_rest(front: Door) -> tuple[int, int]:
     """(open descriptors, tasks) once the coordinator has nothing to do and its idle connections are closed."""
     process = psutil.Process(front.pid)
-    async with asyncio.timeout(20):
-        while (await front.metrics())["hexgen2:requests_in_flight"]:  # noqa: ASYNC110
-            await asyncio.sleep(0.1)
+
+    async def idle() -> bool:
+        return not (await front.metrics())["hexgen2:requests_in_flight"]
+
+    await until_answered(idle, within_s=20, every_s=0.1)
     await asyncio.sleep(6.0)
     return process.num_fds(), int((await front.metrics())["hexgen2:tasks"])
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
 
-def plan_document() -> dict[str, object]:
+
+def plan_document() -> dict[str, Any]:
     def stage(gpus: list[str], first: int, layers: int) -> dict[str, object]:
         return {"gpus": gpus, "tp": len(gpus), "first_layer": first, "layers": layers}
 

@@ -121,7 +121,7 @@ def test_names_are_escaped_everywhere() -> None:
                 {**s, "gpus": [g.replace("a/", f"{name}/") for g in s["gpus"]]} for s in group["stages"]
             ],
         }
-        for group in document["groups"]  # type: ignore[attr-defined]
+        for group in document["groups"]
     ]
     strange = parse_plan(
         {

@@ -17,7 +17,7 @@ def plan(**changes: Any) -> Plan:
 
 
 def with_groups(**changes: Any) -> list[dict[str, Any]]:
-    groups: list[dict[str, Any]] = plan_document()["groups"]  # type: ignore[assignment]
+    groups: list[dict[str, Any]] = plan_document()["groups"]
     return [{**group, **changes} if group["id"] == "p0" else group for group in groups]
 
 

@@ -38,8 +38,8 @@ def test_distserve_joins_like_gpus_only_and_has_one_parallelism_a_phase(plans: d
         assert kinds[route.source] == kinds[route.target]
     shapes: dict[tuple[str, str], set[tuple[int, ...]]] = {}
     for group in plan.groups:
-        key = (group.role, *kinds[group.id])
-        shapes.setdefault(key, set()).add(tuple(stage.tp for stage in group.stages))  # type: ignore[arg-type]
+        (kind,) = kinds[group.id]
+        shapes.setdefault((group.role, kind), set()).add(tuple(stage.tp for stage in group.stages))
     assert all(len(found) == 1 for found in shapes.values())
 
 

@@ -25,7 +25,7 @@ from hexgen2.scheduler.bound.packing import NEGLIGIBLE, closure, parts
 from hexgen2.scheduler.bound.places import Places
 from hexgen2.scheduler.bound.times import Iteration, many_seconds
 from hexgen2.scheduler.columns import Kinds
-from hexgen2.scheduler.evaluate import ROLES, Evaluator, best_rate
+from hexgen2.scheduler.evaluate import Evaluator, best_rate
 from hexgen2.scheduler.exhaustive import _choices
 from hexgen2.scheduler.topology import Topology
 from hexgen2.specs.catalog.models import load_model
@@ -33,7 +33,7 @@ from hexgen2.specs.catalog.workloads import load_workload
 from hexgen2.specs.cluster import Cluster, load_cluster
 from hexgen2.specs.errors import InputError
 from hexgen2.specs.model import Model
-from hexgen2.specs.plan import Role, Slo
+from hexgen2.specs.plan import ROLES, Role, Slo
 from tests.scheduler.support import (
     A100,
     A6000,

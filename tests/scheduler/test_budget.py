@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise, product
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 from hexgen2.scheduler import budget as module
@@ -111,14 +113,22 @@ def test_the_program_is_right_about_which_mix_is_best(offers: Offers) -> None:
             assert least * (1 - 2 * MIP_GAP) <= found.price <= most * (1 + 2 * MIP_GAP)
 
 
+@contextmanager
+def no_answer(*reasons: str) -> Iterator[None]:
+    """Another example is taken where there is no answer for one of these reasons."""
+    try:
+        yield
+    except InputError as error:
+        if any(reason in str(error) for reason in reasons):
+            reject()
+        raise
+
+
 @given(shops(), st.sampled_from([2.5, 5.0, 9.0]))
 @settings(max_examples=4, deadline=None)
 def test_an_answer_for_a_price_keeps_it_and_its_frontier_never_falls(offers: Offers, hourly: float) -> None:
-    try:
+    with no_answer("rent nothing", "holds"):
         answer = budget(question(offers), offers, Asked(hourly=hourly, max_gpus=4))
-    except InputError as error:
-        assert "rent nothing" in str(error) or "holds" in str(error)  # noqa: PT017
-        return
     assert answer.best.price <= hourly * (1 + 1e-9)
     for rented in (answer.best, *answer.frontier, *(one.best for one in answer.alone if one.best)):
         assert offers.gpus(rented.mix) <= 4
@@ -135,11 +145,8 @@ def test_an_answer_for_a_price_keeps_it_and_its_frontier_never_falls(offers: Off
 def test_an_answer_for_a_rate_reaches_it_for_no_less_than_the_program_allows(
     offers: Offers, rate: float
 ) -> None:
-    try:
+    with no_answer("--rate", "holds"):
         answer = budget(question(offers), offers, Asked(rate=rate))
-    except InputError as error:
-        assert "--rate" in str(error) or "holds" in str(error)  # noqa: PT017
-        return
     again = schedule(problem(answer.best.plan.cluster, load=LOAD))
     assert again.objective.value >= rate * (1 - 1e-9)
     assert answer.best.price >= answer.bound * (1 - MIP_GAP)

@@ -20,7 +20,7 @@ from hexgen2.simulator import poisson, simulate
 from hexgen2.specs import Lengths, Plan, load_cluster, parse_plan
 from hexgen2.specs.catalog.models import load_model
 from hexgen2.specs.catalog.workloads import load_workload
-from hexgen2.specs.plan import Slo
+from hexgen2.specs.plan import Role, Slo
 
 from .support import H100, L40, cluster, lengths, problem
 
@@ -57,8 +57,9 @@ def test_the_example_gains(plan: Plan) -> None:
         ways = [route.class_shares[one.name] for route in plan.routes]
         ways += [group.class_shares[one.name] for group in plan.role_groups("colocated")]
         assert sum(ways) == pytest.approx(1)
-        for role, ends in (("prefill", "source"), ("decode", "target")):
-            for group in plan.role_groups(role):  # type: ignore[arg-type]
+        ends_of: dict[Role, str] = {"prefill": "source", "decode": "target"}
+        for role, ends in ends_of.items():
+            for group in plan.role_groups(role):
                 own = [r.class_shares[one.name] for r in plan.routes if getattr(r, ends) == group.id]
                 assert group.class_shares[one.name] == pytest.approx(sum(own))
     assert parse_plan(plan.document(), "test") == plan

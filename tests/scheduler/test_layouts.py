@@ -12,6 +12,8 @@ from hexgen2.cost.layout import shape
 from hexgen2.scheduler.evaluate import Evaluator
 from hexgen2.scheduler.layouts import chains, layout_of, pipeline_order, templates, valid_tps, water_fill
 from hexgen2.scheduler.topology import Topology, size
+from hexgen2.specs.cluster import Cluster
+from hexgen2.specs.model import Model
 from tests.scheduler.support import A100, H100, L40, LARGE, LATENT, SMALL, cluster, clusters, problem
 
 
@@ -58,8 +60,8 @@ def test_water_fill_is_the_best_deal(stages: list[tuple[float, int]], total: int
     ("model", "expected"),
     [(SMALL, (1, 2, 4, 8)), (LATENT, (1, 2, 4, 8)), (SMALL.model_copy(update={"kv_heads": 2}), (1, 2, 4, 8))],
 )
-def test_tp_sizes_split_heads_evenly(model: object, expected: tuple[int, ...]) -> None:
-    assert valid_tps(model, 8) == expected  # type: ignore[arg-type]
+def test_tp_sizes_split_heads_evenly(model: Model, expected: tuple[int, ...]) -> None:
+    assert valid_tps(model, 8) == expected
 
 
 def test_pipeline_follows_the_fastest_path() -> None:
@@ -69,8 +71,8 @@ def test_pipeline_follows_the_fastest_path() -> None:
 
 @given(clusters())
 @settings(max_examples=40, deadline=None)
-def test_chains_use_every_gpu_once(where: object) -> None:
-    topology = Topology(where)  # type: ignore[arg-type]
+def test_chains_use_every_gpu_once(where: Cluster) -> None:
+    topology = Topology(where)
     members = topology.everything
     found = list(chains(topology, members, (1, 2, 4, 8)))
     assert len(found) == len(set(found))
@@ -85,8 +87,8 @@ def test_chains_use_every_gpu_once(where: object) -> None:
 
 @given(clusters(most_gpus=6))
 @settings(max_examples=25, deadline=None)
-def test_templates_are_whole_and_look_like_their_placements(where: object) -> None:
-    task = problem(where)  # type: ignore[arg-type]
+def test_templates_are_whole_and_look_like_their_placements(where: Cluster) -> None:
+    task = problem(where)
     evaluator = Evaluator(task)
     for template in templates(evaluator.values, evaluator.topology.everything, evaluator.sizes):
         assert sum(stage.layers for stage in template) == SMALL.layers

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hexgen2.cost import transfer
 from hexgen2.scheduler.evaluate import Evaluator
 from hexgen2.scheduler.routes import RouteProgram, balanced, best_shares, resource_use
+from hexgen2.specs.model import Model
 from tests.scheduler.support import A100, H100, L40, LATENT, SMALL, cluster, problem
 
 
@@ -84,9 +85,9 @@ def test_prices_prove_the_optimum(program: RouteProgram) -> None:
 
 
 @pytest.mark.parametrize("model", [SMALL, LATENT], ids=lambda model: model.name)
-def test_loads_and_capacities_are_those_of_the_cost_model(model: object) -> None:
+def test_loads_and_capacities_are_those_of_the_cost_model(model: Model) -> None:
     where = cluster((H100, 2), (A100, 4), (L40, 4), gbps=10, links={(0, 1): 40})
-    task = problem(where, model)  # type: ignore[arg-type]
+    task = problem(where, model)
     evaluator = Evaluator(task)
     sources = [((0, 2),), ((1, 2), (2, 1))]
     targets = [((1, 2),), ((2, 3),)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -51,7 +51,7 @@ Group = tuple[str, str, float, int, list[tuple[int, int]]]
 def make_plan() -> Callable[..., Plan]:
     """Builds a plan from groups and routes (from, to, share); each group on a node of its own."""
 
-    def build(groups: list[Group], routes: list[tuple[str, str, float]] = [], **extra: Any) -> Plan:  # noqa: B006
+    def build(groups: list[Group], routes: Sequence[tuple[str, str, float]] = (), **extra: Any) -> Plan:
         nodes, found = [], []
         for name, role, share, max_batch, stages in groups:
             gpus = [f"{name}/{place}" for place in range(sum(tp for tp, _ in stages))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given, settings
@@ -54,12 +55,22 @@ def test_load_factor_is_bounded_and_falls_with_load(load: float, mean: float, bo
     assert factor >= load_factor(load + 1, mean, bound)
 
 
+def only(targets: set[str]) -> Callable[[Path], bool]:
+    """Whether a path leads to one of these."""
+    return lambda path: path.target in targets
+
+
+def all_but(targets: set[str]) -> Callable[[Path], bool]:
+    """Whether a path leads elsewhere."""
+    return lambda path: path.target not in targets
+
+
 @given(shares, st.lists(st.sets(st.integers(0, 7)), min_size=1, max_size=60))
 def test_only_available_paths_are_taken(weights: list[float], down: list[set[int]]) -> None:
     router = SmoothRouter(paths(weights), 0.5)
     for out in down:
         names = {f"d{index}" for index in out}
-        path = router.choose(lambda p, names=names: p.target not in names, {})  # type: ignore[misc]
+        path = router.choose(all_but(names), {})
         if path is None:
             assert {p.target for p in router.paths} <= names
         else:
@@ -161,7 +172,7 @@ def test_credits_stay_bounded_whoever_has_a_place(
     for free in turns:
         names = {f"d{index}" for index in free}
         prefer = {router.paths[min(free) % len(router.paths)]}
-        router.choose(lambda path, names=names: path.target in names, {}, prefer, everywhere)  # type: ignore[misc]
+        router.choose(only(names), {}, prefer, everywhere)
         assert max(map(abs, router._credit)) <= (1 + slack) * len(weights)
 
 
@@ -171,6 +182,5 @@ def test_routes_to_one_engine_keep_their_proportions_with_one_place_free_at_a_ti
     router = SmoothRouter([Path(*pair) for pair in pairs], 0.5)
     taken: Counter[Path | None] = Counter()
     for turn in range(400):
-        target = f"d{turn % 2}"
-        taken[router.choose(lambda path, target=target: path.target == target, {}, (), everywhere)] += 1  # type: ignore[misc]
+        taken[router.choose(only({f"d{turn % 2}"}), {}, (), everywhere)] += 1
     assert [taken[path] for path in router.paths] == [140, 60, 80, 120]

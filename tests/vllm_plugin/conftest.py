@@ -25,7 +25,7 @@ def fake_module(monkeypatch: pytest.MonkeyPatch) -> FakeModule:
             if getattr(sys.modules.get(path), "fake", False):
                 continue
             module = types.ModuleType(path)
-            module.fake = True  # type: ignore[attr-defined]
+            module.__dict__["fake"] = True
             module.__path__ = []
             monkeypatch.setitem(sys.modules, path, module)
             if depth > 1:

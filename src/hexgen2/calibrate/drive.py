@@ -6,7 +6,6 @@ request with several prompts. Times are those of a client: HTTP is in them, as i
 
 from __future__ import annotations
 
-import asyncio
 import json
 import statistics
 import time
@@ -177,7 +176,7 @@ async def _ask(
                 at = time.perf_counter() - sent
                 if line.startswith(b"data: ") and line[6:].strip() != b"[DONE]":
                     came += [(at, index) for index in _indices(json.loads(line[6:]))]
-    except (aiohttp.ClientError, asyncio.TimeoutError) as error:  # noqa: UP041
+    except (aiohttp.ClientError, TimeoutError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error
     return Timeline(came)
 

@@ -7,6 +7,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from typing_extensions import override
+
 from hexgen2.cli.planning import problem_of
 from hexgen2.controller import BOTH, Controller, Decision, Engines, Flipping, Mode, Policy
 from hexgen2.coordinator import Coordinator
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 LEAST_RESTART_S = 5.0
 
 
-class FixedEngines:
+class FixedEngines(Engines):
     """Engines that nobody can start or end singly."""
 
     def __init__(self, deployment: Deployment) -> None:
@@ -30,7 +32,8 @@ class FixedEngines:
     def urls(self) -> Mapping[str, str]:
         return self._urls
 
-    async def start(self, plan: Plan, groups: Sequence[str]) -> None:  # noqa: ARG002
+    @override
+    async def start(self, plan: Plan, groups: Sequence[str]) -> None:
         raise InputError("--replan", "", f"{', '.join(groups)} cannot be started here", "serve real engines")
 
     async def end(self, groups: Sequence[str]) -> None:

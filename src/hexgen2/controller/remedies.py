@@ -12,13 +12,12 @@ from typing import Literal
 
 from hexgen2.controller.carry import Carried, Carrier, Seat, Seats
 from hexgen2.controller.rollout import Wave, rollout
-from hexgen2.specs.plan import Role
+from hexgen2.specs.plan import ROLES, Role
 
 Remedy = Literal["routes", "flip", "replan"]
 MayFlip = Callable[[Seat, Role], bool]
 """Whether the engine of a seat can take a role without being started anew."""
 
-ROLES: tuple[Role, ...] = ("prefill", "decode", "colocated")
 MOST_FLIPS = 12
 """Flips in a row that are looked at."""
 LEAST_GAIN = 0.005

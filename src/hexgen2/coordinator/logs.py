@@ -32,8 +32,9 @@ class JsonLines(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        if getattr(record, "request_id", ""):
-            shown["request_id"] = record.request_id  # type: ignore[attr-defined]
+        request_id = getattr(record, "request_id", "")
+        if request_id:
+            shown["request_id"] = request_id
         if record.exc_info:
             shown["exception"] = self.formatException(record.exc_info)
         return json.dumps(shown)

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
+from typing_extensions import override
+
 from hexgen2.specs.errors import InputError
 
 if TYPE_CHECKING:
@@ -52,10 +54,11 @@ class Part(Protocol):
         ...
 
 
-class NoTrace:
+class NoTrace(Trace, Part):
     """Where tracing is off: the trace and each part of it."""
 
-    def part(self, name: str, **attributes: str | int | float | bool) -> NoTrace:  # noqa: ARG002
+    @override
+    def part(self, name: str, **attributes: str | int | float | bool) -> NoTrace:
         return self
 
     def event(self, name: str, **attributes: str | int | float | bool) -> None: ...

@@ -53,15 +53,8 @@ class EngineFailed(RuntimeError):
         return cls(gone.process, f"{how} (exit code {gone.exit_code})", gone.cause, gone.log)
 
 
-class Launcher(Protocol):
-    """Runs a deployment's processes. Used as `async with`: leaving the block stops whatever was started."""
-
-    async def __aenter__(self) -> Launcher: ...
-
-    async def __aexit__(self, *exception: object) -> None: ...
-
-    async def start(self, deployment: Deployment) -> None:
-        """Start every process; InputError where one cannot run here (and then nothing is left running)."""
+class GroupLauncher(Protocol):
+    """Watches groups of processes and starts them anew."""
 
     async def wait_ready(
         self,
@@ -85,6 +78,17 @@ class Launcher(Protocol):
     def log_of(self, group_id: str) -> Path:
         """The log of a group's first process."""
         ...
+
+
+class Launcher(GroupLauncher, Protocol):
+    """Runs a deployment's processes. Used as `async with`: leaving the block stops whatever was started."""
+
+    async def __aenter__(self) -> Launcher: ...
+
+    async def __aexit__(self, *exception: object) -> None: ...
+
+    async def start(self, deployment: Deployment) -> None:
+        """Start every process; InputError where one cannot run here (and then nothing is left running)."""
 
     async def stop(self) -> None:
         """End every process, within a bounded time; harmless when there is none."""

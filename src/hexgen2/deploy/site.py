@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
+from typing_extensions import override
+
 from hexgen2.deploy.hosts import device_numbers, serving_hosts
 from hexgen2.specs.cluster import Cluster
 
@@ -31,15 +33,18 @@ class Site(Protocol):
 
     def address(self, group: str, rank: int, node: str) -> Address:
         """The address of a group's process, which runs on ``node``."""
+        ...
 
     def devices(self, gpus: tuple[str, ...]) -> tuple[int, ...]:
         """The numbers that the devices of one process have for it."""
+        ...
 
     def node_rank(self, rank: int) -> str:
         """A process's rank in its group, as its arguments spell it."""
+        ...
 
 
-class HostSite:
+class HostSite(Site):
     """The hosts of the cluster file, with nothing between a process and its host: what `serve` uses."""
 
     def __init__(self, cluster: Cluster, used: Iterable[str]) -> None:
@@ -47,7 +52,8 @@ class HostSite:
         self._hosts = serving_hosts(cluster, used)
         self._numbers = device_numbers(cluster, self._hosts)
 
-    def address(self, group: str, rank: int, node: str) -> Address:  # noqa: ARG002
+    @override
+    def address(self, group: str, rank: int, node: str) -> Address:
         host = self._hosts[node]
         return Address(reach=host, listen=host, own=host)
 

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
-from hexgen2.deploy.launcher import EngineFailed, Launcher
+from hexgen2.deploy.launcher import EngineFailed, GroupLauncher
 from hexgen2.specs.errors import InputError
 
 
@@ -41,12 +41,15 @@ class RestartPolicy:
         return min(self.first_pause_s * 2.0 ** min(tried, 60), self.max_pause_s)
 
 
+EventKind = Literal["down", "starting", "up", "given_up"]
+
+
 @dataclass(frozen=True)
 class GroupEvent:
     """What became of a group. ``failure`` says why it is down; ``attempt`` counts the starts of a row."""
 
     group: str
-    kind: Literal["down", "starting", "up", "given_up"]
+    kind: EventKind
     failure: EngineFailed | None = None
     attempt: int = 0
 
@@ -60,7 +63,7 @@ class Supervisor:
 
     def __init__(
         self,
-        launcher: Launcher,
+        launcher: GroupLauncher,
         groups: Collection[str],
         tell: Callable[[GroupEvent], None],
         policy: RestartPolicy | None = None,

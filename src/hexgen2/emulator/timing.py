@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from typing_extensions import override
+
 from hexgen2.cost.capacity import cycle_seconds
 from hexgen2.cost.stage import StageCost
 
@@ -106,10 +108,11 @@ class Transfers(Protocol):
 
 
 @dataclass(frozen=True)
-class TimedTransfers:
+class TimedTransfers(Transfers):
     """Each transfer takes what a timing says, whatever else is under way."""
 
     timing: Timing
 
-    async def move(self, source: str, tokens: int) -> None:  # noqa: ARG002
+    @override
+    async def move(self, source: str, tokens: int) -> None:
         await asyncio.sleep(self.timing.kv_transfer_s(tokens))

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from hexgen2.report.words import alike, ids_words, runs_words
-from hexgen2.specs.plan import Group, Plan, Role, RunnerUp, ShadowPrice
+from hexgen2.specs.plan import ROLES, Group, Plan, Role, RunnerUp, ShadowPrice
 
-ROLES: tuple[Role, ...] = ("prefill", "decode", "colocated")
 FULL = 0.995
 """Load from which a group counts as full."""
 UNLIKE = 5e-4

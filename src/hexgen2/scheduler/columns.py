@@ -15,9 +15,9 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
-from hexgen2.scheduler.evaluate import ROLES, Evaluator, Option
+from hexgen2.scheduler.evaluate import Evaluator, Option
 from hexgen2.scheduler.topology import Members, Topology, members_of
-from hexgen2.specs.plan import Role
+from hexgen2.specs.plan import ROLES, Role
 
 Parts = tuple[tuple[int, int], ...]
 """(kind, GPUs of one node of it), one entry per node, sorted."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from hexgen2.specs.errors import InputError
 from hexgen2.specs.plan import Role
@@ -26,7 +27,7 @@ RULES: dict[str, str] = {
     TP_DIVIDES: "the tensor-parallel sizes of both ends of a route divide each other",
 }
 """What each rule says, in words."""
-_LIFTED: dict[str, dict[str, bool]] = {
+_LIFTED: dict[str, dict[str, Any]] = {
     UNIFORM_TP: {"uniform_tp": False},
     DECODE_PP: {"decode_pp": True},
     PREFILL_PP: {"prefill_pp": True},
@@ -56,8 +57,7 @@ class EngineProfile:
 
     def without(self, rule: str) -> EngineProfile:
         """The profile with a rule of `RULES` lifted."""
-        lifted: EngineProfile = replace(self, **_LIFTED[rule])  # type: ignore[arg-type]
-        return lifted
+        return replace(self, **_LIFTED[rule])
 
     @property
     def rules(self) -> frozenset[str]:

@@ -26,7 +26,6 @@ from hexgen2.scheduler.stage_values import NO_LINK, StageKind, StageValues, Valu
 from hexgen2.scheduler.topology import Members, Topology
 from hexgen2.specs.plan import Role
 
-ROLES: tuple[Role, ...] = ("prefill", "decode", "colocated")
 Rule = Callable[[Sequence["Option"]], "Option"]
 Signature = tuple[object, ...]
 POLISHED = 8

@@ -22,10 +22,9 @@ from hexgen2.cost.layout import Layout, PlacedStage, Placement, shape
 from hexgen2.cost.queues import PromptQueue, prompt_queue
 from hexgen2.scheduler.problem import Budget, Problem
 from hexgen2.specs.errors import InputError
-from hexgen2.specs.plan import Role
+from hexgen2.specs.plan import ROLES, Role
 
 MOST_GPUS = 10
-ROLES: tuple[Role, ...] = ("prefill", "decode", "colocated")
 Vector = tuple[int, ...]
 """GPUs of each node."""
 _TIE = 1e-9

@@ -14,12 +14,12 @@ from itertools import groupby
 import numpy as np
 
 from hexgen2.scheduler.engines import ANY, PROFILES, RULES, TP_DIVIDES, EngineProfile
-from hexgen2.scheduler.evaluate import ROLES, Evaluator, Option, best_rate
+from hexgen2.scheduler.evaluate import Evaluator, Option, best_rate
 from hexgen2.scheduler.layouts import StageTemplate, Template
 from hexgen2.scheduler.routes import best_shares
 from hexgen2.scheduler.solution import Solution, assemble, assess, route_program
 from hexgen2.scheduler.topology import Topology
-from hexgen2.specs.plan import Rejection, Role
+from hexgen2.specs.plan import ROLES, Rejection, Role
 
 WORTH_TELLING = 0.01
 """Part of a rate that a forbidden layout must gain to be told of."""

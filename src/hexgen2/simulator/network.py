@@ -162,8 +162,8 @@ def network_of(plan: Plan, model: Model, events: Clock) -> tuple[Network, dict[t
         key = (route.source, route.target)
         source, target = (placement(plan, plan.group_by_id[group]) for group in key)
         by_pair = kv_loads(model, source, target, 1.0)
-        load = dict(resources(cluster, by_pair))
-        loads[key] = {resource: size for resource, size in load.items()}  # noqa: C416
+        load = resources(cluster, by_pair)
+        loads[key] = dict(load.items())
         latencies[key] = max(float(cluster.latency[pair]) for pair in by_pair)
         token_bytes[key] = sum(by_pair.values())
         capacities.update({resource: capacity(cluster, resource) for resource in load})

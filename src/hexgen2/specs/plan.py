@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -17,6 +17,7 @@ from hexgen2.specs.errors import InputError
 
 PLAN_VERSION = 1
 Role = Literal["prefill", "decode", "colocated"]
+ROLES: tuple[Role, ...] = get_args(Role)
 
 
 class Stage(Spec):

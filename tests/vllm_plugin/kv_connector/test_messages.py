@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import copy
 import json
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -144,7 +144,7 @@ async def test_replies_come_through() -> None:
         b"\x00\x00\x00\x01\xc1",
         b"\x00\x00\x00\x02\x91\x01",
         (LONGEST_REQUEST + 1).to_bytes(4, "big"),
-        frame(1, Announce(1, "r", "soon")),  # type: ignore[arg-type]
+        frame(1, Announce(1, "r", cast("int", "soon"))),
     ],
 )
 async def test_what_is_no_message_is_refused(data: bytes) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import yaml
+from typing_extensions import override
 
 from hexgen2 import __version__
 from hexgen2.specs.plan import Plan
@@ -49,7 +50,8 @@ def yaml_text(documents: Iterable[Mapping[str, Any]], heading: Iterable[str]) ->
 class _Dumper(yaml.SafeDumper):
     """Text of several lines as a block, everything spelt out (no anchors)."""
 
-    def ignore_aliases(self, data: object) -> bool:  # noqa: ARG002
+    @override
+    def ignore_aliases(self, data: object) -> bool:
         return True
 
 

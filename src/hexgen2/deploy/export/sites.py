@@ -5,9 +5,11 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Mapping
 
+from typing_extensions import override
+
 from hexgen2.deploy.export.words import NODE_RANK, OWN_ADDRESS, dns_label
 from hexgen2.deploy.hosts import is_loopback
-from hexgen2.deploy.site import Address, HostSite
+from hexgen2.deploy.site import Address, HostSite, Site
 from hexgen2.specs.cluster import Cluster
 from hexgen2.specs.errors import InputError
 
@@ -42,7 +44,7 @@ class ContainerHosts(NamedHosts):
         return super().devices(gpus)
 
 
-class Pods:
+class Pods(Site):
     """Every process in a pod of its own: groups are reached by the name of a service, pods know their own IP
     address, and the device plugin gives them just their GPUs."""
 
@@ -50,13 +52,15 @@ class Pods:
         """``services``: the name of each group's service, by the group's id."""
         self._services = services
 
-    def address(self, group: str, rank: int, node: str) -> Address:  # noqa: ARG002
+    @override
+    def address(self, group: str, rank: int, node: str) -> Address:
         return Address(reach=self._services[group], listen="0.0.0.0", own=OWN_ADDRESS)
 
     def devices(self, gpus: tuple[str, ...]) -> tuple[int, ...]:
         return tuple(range(len(gpus)))
 
-    def node_rank(self, rank: int) -> str:  # noqa: ARG002
+    @override
+    def node_rank(self, rank: int) -> str:
         return NODE_RANK
 
 

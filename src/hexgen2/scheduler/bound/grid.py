@@ -19,11 +19,10 @@ from hexgen2.scheduler.bound.groups import GroupTable
 from hexgen2.scheduler.bound.packing import NEGLIGIBLE, Groups, closure, efficient, joined, parts
 from hexgen2.scheduler.bound.places import Places
 from hexgen2.scheduler.bound.result import Bound
-from hexgen2.scheduler.evaluate import ROLES
 from hexgen2.scheduler.problem import Problem
 from hexgen2.scheduler.solution import Cell
 from hexgen2.scheduler.topology import Topology, members_of
-from hexgen2.specs.plan import Role
+from hexgen2.specs.plan import ROLES, Role
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]

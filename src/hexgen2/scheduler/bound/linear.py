@@ -23,9 +23,8 @@ from hexgen2.scheduler.bound.places import Places
 from hexgen2.scheduler.bound.program import Prices, Program
 from hexgen2.scheduler.bound.rates import GroupRates
 from hexgen2.scheduler.bound.stages import Slot, Stages
-from hexgen2.scheduler.evaluate import ROLES
 from hexgen2.scheduler.problem import Problem
-from hexgen2.specs.plan import Role
+from hexgen2.specs.plan import ROLES, Role
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from typing_extensions import override
 from vllm.distributed.parallel_state import GroupCoordinator, Handle
 
 from hexgen2.vllm_plugin.asymmetric.layout import Layout
@@ -78,14 +79,16 @@ class StagePipelineGroup(GroupCoordinator):  # type: ignore[misc]
         # The other metadata handles need no wait: `links` keeps their buffers until they are sent.
         return metadata[:1] + handles
 
+    @override
     def irecv_tensor_dict(
         self,
         src: int | None = None,
         all_gather_group: GroupCoordinator | None = None,
-        all_gather_tensors: dict[str, bool] | None = None,  # noqa: ARG002 (the sender's choice comes with the tensors)
+        all_gather_tensors: dict[str, bool] | None = None,
     ) -> Received:
         """Receive the previous stage's hidden states. The dict is whole once the handles are waited for and the
-        returned functions have run, in this order."""
+        returned functions have run, in this order. ``all_gather_tensors`` is not looked at: the sender's choice
+        comes with the tensors."""
         if src not in (None, self.rank_in_group - 1):
             raise NotImplementedError("a layout's stages receive from the previous stage only")
         received, handles, finish = self.links.irecv_tensor_dict(src=self.layout.feeder(self.rank))

@@ -1,0 +1,78 @@
+"""Small fake engines, each a tree of processes that write down who they are."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+from hexgen2.coordinator.config import CoordinatorConfig, EngineEndpoint
+from hexgen2.deploy import Deployment, ProcessSpec, free_ports
+
+FAKE = Path(__file__).with_name("fake_engine.py")
+
+
+class Family:
+    """The processes of the fake engines of a test."""
+
+    def __init__(self, folder: Path) -> None:
+        self._pids = folder / "pids"
+
+    @property
+    def path(self) -> str:
+        return str(self._pids)
+
+    def pids(self) -> list[int]:
+        return [int(line) for line in self._pids.read_text().split()] if self._pids.exists() else []
+
+    def alive(self) -> list[int]:
+        """Those that still run (a zombie does not)."""
+        found = []
+        for pid in self.pids():
+            try:
+                state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+            except OSError:
+                continue
+            if state != "Z":
+                found.append(pid)
+        return found
+
+    def gone_within(self, seconds: float) -> bool:
+        deadline = time.monotonic() + seconds
+        while self.alive() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return not self.alive()
+
+    def wait_for(self, count: int) -> None:
+        deadline = time.monotonic() + 30
+        while len(self.pids()) < count:
+            assert time.monotonic() < deadline, f"only {self.pids()} have started"
+            time.sleep(0.05)
+
+
+def deployment(family: Family, *behaviours: str, host: str = "127.0.0.1") -> Deployment:
+    """One fake engine per behaviour; a behaviour that begins with `!` has no readiness URL."""
+    port_on = free_ports()
+    specs = []
+    for number, behaviour in enumerate(behaviours):
+        port = port_on("127.0.0.1")
+        served = not behaviour.startswith("!")
+        specs.append(
+            ProcessSpec(
+                name=f"e{number}",
+                group_id=f"e{number}",
+                role="colocated",
+                rank=0,
+                node=f"n{number}",
+                host=host,
+                argv=(sys.executable, str(FAKE), str(port), behaviour.removeprefix("!"), family.path),
+                env={"HEXGEN2_TEST": "1"},
+                gpus=(f"n{number}/0",),
+                ports={"http": port},
+                readiness_url=f"http://127.0.0.1:{port}/health" if served else None,
+                log_name=f"e{number}.log",
+            )
+        )
+    engine = EngineEndpoint(group_id="e0", role="colocated", url="http://127.0.0.1:1", share=1.0)
+    config = CoordinatorConfig(served_model_names=("m",), engines=(engine,))
+    return Deployment(processes=tuple(specs), coordinator=config)
