@@ -116,6 +116,11 @@ class Model(Spec):
         routed = self.moe.experts * self.expert_params if self.moe and self.is_moe_layer(layer) else 0
         return self.attention_params + self.dense_mlp_params(layer) + routed
 
+    @cached_property
+    def layers_params(self) -> int:
+        """All weights of all layers."""
+        return sum(self.layer_params(layer) for layer in range(self.layers))
+
     def active_layer_params(self, layer: int) -> int:
         """Weights of a layer that one token is multiplied with."""
         routed = self.moe.active * self.expert_params if self.moe and self.is_moe_layer(layer) else 0
@@ -135,7 +140,7 @@ class Model(Spec):
     def total_params(self) -> int:
         """All weights of the model."""
         head = 0 if self.tied_embeddings else self.lm_head_params
-        return self.embedding_params + head + sum(self.layer_params(layer) for layer in range(self.layers))
+        return self.embedding_params + head + self.layers_params
 
     @cached_property
     def attention_width(self) -> int:

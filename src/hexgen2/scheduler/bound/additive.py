@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,6 +73,9 @@ def additive_bound(evaluator: Evaluator) -> float:
     kinds = Kinds(evaluator.topology, by_community=fine)
     moments = evaluator.values.moments
     number = len(kinds.nodes)
+    shapes = product(range(number), evaluator.sizes)
+    layers = {shape: _layer(evaluator, kinds, *shape) for shape in shapes}
+    usable = [_usable_bytes(evaluator, kinds, kind) for kind in range(number)]
     lp = _Rows()
     gpus: list[dict[int, float]] = [{} for _ in range(number)]
     served = lp.new()
@@ -80,7 +84,7 @@ def additive_bound(evaluator: Evaluator) -> float:
 
     in_all: dict[int, float] = {}
     for kind in range(number):
-        rates = [_prefill_rate(evaluator, kinds, kind, tp) for tp in evaluator.sizes]
+        rates = [_prefill_rate(evaluator, layers[kind, tp], tp) for tp in evaluator.sizes]
         taken = lp.new()
         gpus[kind][taken] = 1.0
         # Of more GPUs than KV heads, on several nodes, those of one node may send what the others hold too.
@@ -102,13 +106,14 @@ def additive_bound(evaluator: Evaluator) -> float:
         if role == "colocated" or problem.engine.decode_pp:
             for low, high in _levels(problem.cost.settings.max_batch):
                 memory: dict[int, float] = {}
+                needed = _needed_bytes(evaluator, low)
                 for kind in range(number):
                     for tp in evaluator.sizes:
-                        rate = _stage_rate(evaluator, kinds, kind, tp, high, role)
+                        rate = _stage_rate(evaluator, layers[kind, tp], high, role)
                         taken = lp.new()
                         gpus[kind][taken] = float(tp)
                         (decode_rows[kind] if role == "decode" else served_row)[taken] = -rate
-                        memory[taken] = -_spare_bytes(evaluator, kinds, kind, tp, low)
+                        memory[taken] = needed - tp * usable[kind]
                 if low > 0:
                     lp.add(memory, 0.0)
     for row in decode_rows:
@@ -192,12 +197,11 @@ def _layer(evaluator: Evaluator, kinds: Kinds, kind: int, tp: int) -> Layer:
     return Layer(costs, efficiency.step_overhead_s)
 
 
-def _prefill_rate(evaluator: Evaluator, kinds: Kinds, kind: int, tp: int) -> float:
+def _prefill_rate(evaluator: Evaluator, layer: Layer, tp: int) -> float:
     """Requests/s that one GPU contributes to prefill in stages of ``tp``, at the largest batch."""
     moments, settings = evaluator.values.moments, evaluator.problem.cost.settings
     batch = max(1, min(settings.max_batch, int(settings.token_budget // moments.input)))
     chunks = max(1, int(np.ceil(batch * moments.input / settings.token_budget)))
-    layer = _layer(evaluator, kinds, kind, tp)
     seconds = chunks * layer.seconds(batch * moments.input / chunks, batch * moments.input_sq / chunks, 0.0)
     return batch / (tp * evaluator.problem.model.layers * seconds)
 
@@ -213,10 +217,9 @@ def _one_stage_rate(evaluator: Evaluator, kinds: Kinds, kind: int, tp: int, role
     return problem.cost.colocated_capacity(layout, problem.lengths, tpot).rps
 
 
-def _stage_rate(evaluator: Evaluator, kinds: Kinds, kind: int, tp: int, batch: float, role: str) -> float:
-    """Requests/s that a pipeline stage of ``tp`` GPUs contributes at ``batch`` sequences per micro-batch."""
+def _stage_rate(evaluator: Evaluator, layer: Layer, batch: float, role: str) -> float:
+    """Requests/s that a pipeline stage contributes at ``batch`` sequences per micro-batch."""
     moments, settings = evaluator.values.moments, evaluator.problem.cost.settings
-    layer = _layer(evaluator, kinds, kind, tp)
     scale = evaluator.problem.model.layers * moments.output
     if role == "decode":
         return batch / (scale * layer.seconds(batch, 0.0, batch * moments.context))
@@ -226,17 +229,21 @@ def _stage_rate(evaluator: Evaluator, kinds: Kinds, kind: int, tp: int, batch: f
     return batch / (scale * layer.seconds(tokens, squares, batch * moments.context))
 
 
-def _spare_bytes(evaluator: Evaluator, kinds: Kinds, kind: int, tp: int, batch: float) -> float:
-    """t·M − x·(kv + W / max_batch): what a stage has over the memory that x sequences of it ask for."""
-    cost, model = evaluator.problem.cost, evaluator.problem.model
-    settings = cost.settings
+def _usable_bytes(evaluator: Evaluator, kinds: Kinds, kind: int) -> float:
+    """M: the memory of one GPU that weights and KV caches may have."""
+    settings = evaluator.problem.cost.settings
     gpu = kinds.topology.types[kinds.nodes[kind][0]]
     widest = StageShape(gpu, max(evaluator.sizes), 1)
     usable = settings.memory_utilisation * gpu.memory_bytes - overhead_bytes(widest, 2, settings)
-    usable -= workspace_bytes(model, widest, settings, last=False)
-    weights = sum(model.layer_params(layer) for layer in range(model.layers)) * model.weight_bytes
+    return usable - workspace_bytes(evaluator.problem.model, widest, settings, last=False)
+
+
+def _needed_bytes(evaluator: Evaluator, batch: float) -> float:
+    """x·(kv + W / max_batch): the memory that x sequences of a stage ask for."""
+    settings, model = evaluator.problem.cost.settings, evaluator.problem.model
+    weights = model.layers_params * model.weight_bytes
     kv = _resident_tokens(evaluator.values.moments, settings.block_size) * model.kv_bytes_per_token
-    return tp * usable - batch * (kv + weights / settings.max_batch)
+    return batch * (kv + weights / settings.max_batch)
 
 
 def _resident_tokens(moments: Moments, block: int) -> float:

@@ -133,4 +133,4 @@ class LongPipelines:
     @cached_property
     def _weights(self) -> float:
         model = self.problem.model
-        return float(sum(model.layer_params(layer) for layer in range(model.layers)) * model.weight_bytes)
+        return float(model.layers_params * model.weight_bytes)
