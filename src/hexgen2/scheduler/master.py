@@ -159,11 +159,12 @@ def best_counts(master: Program, keep: int | None = None, above: float = 0.0) ->
     relaxation's prices of GPUs and flows. ``above``: None unless more requests/s than that are found. The
     search for whole numbers ends after `NODE_LIMIT` branches, never by the clock.
     """
-    if above > 0 and relaxed_value(master) <= above * (1 + MIP_GAP):
+    relaxed = _relaxed(master) if above > 0 or keep is not None else None
+    if above > 0 and relaxed is not None and _worth(master, relaxed) <= above * (1 + MIP_GAP):
         return None
     most = master.most.copy()
-    if keep is not None:
-        order = np.argsort(_losses(master), kind="stable")
+    if keep is not None and relaxed is not None:
+        order = np.argsort(_losses(master, relaxed), kind="stable")
         for sort in (master.flow[order] < 0, master.flow[order] >= 0):
             most[order[sort][keep:]] = 0.0
     limits = [LinearConstraint(master.matrix, -np.inf, master.limits)]
@@ -193,12 +194,16 @@ def counted_value(columns: Sequence[Column], counts: NDArray[np.int64]) -> float
 
 def relaxed_value(master: Program) -> float:
     """The relaxation's optimum in requests/s: no plan made of these templates serves more."""
-    return -float(_relaxed(master).fun) * master.scale
+    return _worth(master, _relaxed(master))
 
 
-def _losses(master: Program) -> FloatArray:
+def _worth(master: Program, relaxed: OptimizeResult) -> float:
+    """The requests/s of the relaxation's optimum."""
+    return -float(relaxed.fun) * master.scale
+
+
+def _losses(master: Program, solved: OptimizeResult) -> FloatArray:
     """(columns,) the part of its GPUs' price that a template does not earn, at the relaxation's prices."""
-    solved = _relaxed(master)
     price = master.matrix[: master.kinds, : master.columns].T @ -solved.ineqlin.marginals[: master.kinds]
     reduced = np.asarray(solved.lower.marginals)
     loss = reduced[: master.columns].copy()

@@ -155,6 +155,15 @@ def _summed(stages: Stages, of: Callable[[Slot], int]) -> FloatArray:
     return summed
 
 
+def _multisets(kinds: int, length: int) -> IntArray:
+    """(V, kinds) how often each kind occurs, for every choice of ``length`` of them."""
+    chosen = np.array(list(combinations_with_replacement(range(kinds), length)), dtype=np.int64)
+    counts = np.zeros((len(chosen), kinds), dtype=np.int64)
+    for column in chosen.T:
+        counts[np.arange(len(chosen)), column] += 1
+    return counts
+
+
 def _pipelines(places: Places, sizes: list[int], longest: int) -> list[Stages]:
     """Every pipeline of one TP size and up to ``longest`` stages."""
     found = []
@@ -162,12 +171,7 @@ def _pipelines(places: Places, sizes: list[int], longest: int) -> list[Stages]:
         here = [place for place in range(len(places)) if tp <= places.width[place]]
         if not here:
             continue
-        rows = [
-            np.bincount(np.array(chosen), minlength=len(here))
-            for length in range(2, longest + 1)
-            for chosen in combinations_with_replacement(range(len(here)), length)
-        ]
-        counts = np.array(rows, dtype=np.int64)
+        counts = np.concatenate([_multisets(len(here), length) for length in range(2, longest + 1)])
         room = np.array([places.width[place] // tp * len(places.nodes[place]) for place in here])
         counts = counts[np.all(counts <= room, axis=1)]
         if len(counts):
