@@ -14,7 +14,8 @@ from rich.console import Console
 from tests.waiting import until
 
 from hexgen2.cli.main import main
-from hexgen2.cli.serving import Emulation, Options, serving
+from hexgen2.cli.platform import Emulation
+from hexgen2.cli.serving import Options, serving
 from hexgen2.coordinator.engine import Engine
 from hexgen2.coordinator.health import HealthWatch
 from hexgen2.deploy import EngineFailed, compile_emulated, counted_ports

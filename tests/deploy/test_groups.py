@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -16,9 +16,10 @@ from hexgen2.deploy import (
     Deployment,
     EngineFailed,
     GroupEvent,
-    LocalGroups,
     LocalLauncher,
+    ProcessSpec,
     RestartPolicy,
+    RunningGroups,
     Supervisor,
 )
 from hexgen2.specs.plan import Plan
@@ -51,7 +52,10 @@ class Room:
         policy = RestartPolicy(first_pause_s=0.01)
         names = [spec.group_id for spec in first.processes]
         self.supervisor = Supervisor(launcher, names, self.events.append, policy)
-        self.groups = LocalGroups(launcher, self.supervisor, first, lambda _: self.next, ready_s=60.0)
+        self.groups = RunningGroups(launcher, self.supervisor, first, self.compiled, ready_s=60.0)
+
+    def compiled(self, _: Plan, groups: Sequence[str]) -> list[ProcessSpec]:
+        return [spec for spec in self.next.processes if spec.group_id in groups]
 
 
 @contextlib.asynccontextmanager

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from hexgen2.deploy import Deployment, EngineFailed, LocalLauncher, Progress
-from hexgen2.deploy.local import GRACE_S
+from hexgen2.deploy.processes import GRACE_S
 from hexgen2.specs import InputError
 
 from .family import FAKE, Family, deployment

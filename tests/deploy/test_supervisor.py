@@ -14,7 +14,7 @@ from hexgen2.specs import InputError
 
 from .builders import cluster, compiled, group, plan
 
-QUICK = RestartPolicy(tries=3, first_pause_s=0.001, max_pause_s=0.004, lasting_s=1000.0)
+QUICK = RestartPolicy(tries=3, first_pause_s=0.001, max_pause_s=0.004, lasting_s=1000.0, look_s=0.001)
 LOG = Path("x.log")
 
 
@@ -24,6 +24,7 @@ class FakeLauncher:
     def __init__(self, starts: list[Exception | None] | None = None) -> None:
         self.starts = starts or []
         self.calls: list[str] = []
+        self.gone: tuple[str, ...] = ()
         self._exits: dict[str, asyncio.Queue[ProcessExit]] = {}
 
     def _queue(self, name: str | None) -> asyncio.Queue[ProcessExit]:
@@ -53,6 +54,9 @@ class FakeLauncher:
 
     def log_of(self, group_id: str) -> Path:
         return Path(f"{group_id}.log")
+
+    def absent(self, group_id: str) -> Collection[str]:
+        return self.gone if group_id == "d0" else ()
 
 
 class Watch:
@@ -190,3 +194,19 @@ def test_a_colocated_engine_has_no_identity_to_change() -> None:
     one = cluster(("a", "H100-80G-SXM", 1))
     process = compiled(plan(one, [group("c0", "colocated", (["a/0"], 8))])).group("c0")[0]
     assert process.again(1).argv == process.argv
+
+
+async def test_a_group_waits_for_its_node_and_begins_a_new_row_when_it_is_back() -> None:
+    broken = EngineFailed("d0", "ended (exit code 3)", (), LOG)
+    launcher = FakeLauncher([broken, broken, None])
+    watch = Watch(launcher)
+    launcher.gone = ("n0",)
+    launcher.fail("d0")
+    await watch.until("absent")
+    await asyncio.sleep(0.02)
+    assert watch.kinds() == ["down", "absent"], "nothing is tried while the node is gone"
+    launcher.gone = ()
+    await watch.until("up")
+    assert [event.attempt for event in watch.events if event.kind == "starting"] == [1, 2, 3]
+    assert launcher.calls.count("start d0") == 3
+    await watch.stop()

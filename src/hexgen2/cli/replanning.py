@@ -50,10 +50,12 @@ def controller_for(
     started_in_s: float,
     run_directory: Path,
     returning: Callable[[], Collection[str]],
+    alive: Callable[[], Mapping[str, bool]],
     console: Console,
 ) -> Controller:
     """The controller of a service that runs. ``in_place``: its engines can change between prefill and decode;
-    ``started_in_s``: what their start took. InputError where the plan's workload or profiles cannot be read."""
+    ``started_in_s``: what their start took; ``alive``: the nodes that are known to live or to be gone.
+    InputError where the plan's workload or profiles cannot be read."""
     journal = run_directory / "decisions.jsonl"
 
     def tell(decision: Decision) -> None:
@@ -79,4 +81,5 @@ def controller_for(
         flipping=flipping,
         tell=tell,
         returning=returning,
+        alive=alive,
     )

@@ -12,7 +12,15 @@ from hexgen2.cli import inputs, output
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = subparsers.add_parser("serve", help="serve a plan", description=__doc__)
     parser.add_argument("plan", metavar="PLAN", help="plan file (JSON)")
-    parser.add_argument("--launcher", choices=("local",), default="local")
+    parser.add_argument(
+        "--launcher",
+        choices=("local", "ray"),
+        default="local",
+        help="where engines run: on this machine, or on the nodes of a Ray cluster",
+    )
+    parser.add_argument(
+        "--ray-address", metavar="A", help="the cluster's HOST:PORT, where it is not this machine's"
+    )
     parser.add_argument("--engine", choices=("vllm", "emulated"), default="vllm")
     parser.add_argument("--host", default="127.0.0.1", help="address of the endpoint (default: %(default)s)")
     parser.add_argument("--port", type=inputs.port, default=8000, help="its port; 0 takes a free one")
@@ -59,7 +67,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 async def _serve(args: argparse.Namespace) -> None:
-    from hexgen2.cli.serving import Emulation, Options, serving
+    from hexgen2.cli.platform import Emulation
+    from hexgen2.cli.serving import Options, serving
     from hexgen2.deploy import RestartPolicy
     from hexgen2.specs.errors import InputError
     from hexgen2.specs.plan import load_plan
@@ -68,6 +77,8 @@ async def _serve(args: argparse.Namespace) -> None:
         raise InputError(
             "--replan", "", "--slowdown makes engines slower than their plan says", "leave one of them out"
         )
+    if args.ray_address is not None and args.launcher != "ray":
+        raise InputError("--ray-address", args.ray_address, "is for --launcher ray", "add it or leave this out")
     options = Options(
         host=args.host,
         port=args.port,
@@ -80,6 +91,8 @@ async def _serve(args: argparse.Namespace) -> None:
         source=args.plan,
         restarts=RestartPolicy(tries=args.max_restarts),
         replan=None if args.replan == "off" else args.replan,
+        launcher=args.launcher,
+        ray_address=args.ray_address,
         emulation=Emulation(tuple(args.profile), args.slowdown) if args.engine == "emulated" else None,
     )
     plan = load_plan(args.plan)

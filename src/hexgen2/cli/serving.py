@@ -8,32 +8,26 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hexgen2.cli.platform import Emulation, LauncherName, Where, platform
 from hexgen2.cli.replanning import FixedEngines, controller_for
 from hexgen2.controller import Engines, Mode
 from hexgen2.coordinator import ApiKeys, Coordinator, Tls, Tracing, kv_transfer_totals
 from hexgen2.deploy import (
-    Deployment,
     EngineFailed,
     EngineOptions,
     GroupEvent,
-    LocalGroups,
-    LocalLauncher,
+    Launcher,
     Progress,
     RestartPolicy,
+    RunningGroups,
     Supervisor,
-    check_engine,
-    compile_emulated,
-    compile_plan,
     connector_of,
-    free_ports,
     require_free,
 )
 from hexgen2.specs.catalog.models import load_model
-from hexgen2.specs.model import Model
 from hexgen2.specs.plan import Plan
 
 if TYPE_CHECKING:
@@ -41,15 +35,6 @@ if TYPE_CHECKING:
 
 READY_TIMEOUT_S = 1800.0
 """Loading a large model from a slow disk takes this long; a dead engine ends the wait at once."""
-
-
-@dataclass(frozen=True)
-class Emulation:
-    """Engines without GPUs in place of real ones: ``profiles`` their times are from (the plan's where none are
-    given), ``slowdown`` of all times."""
-
-    profiles: tuple[str, ...] = ()
-    slowdown: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -69,6 +54,14 @@ class Options:
     restarts: RestartPolicy = field(default_factory=RestartPolicy)
     emulation: Emulation | None = None
     replan: Mode | None = None
+    launcher: LauncherName = "local"
+    ray_address: str | None = None
+
+    @property
+    def where(self) -> Where:
+        return Where(
+            self.launcher, self.ray_address, self.run_directory, self.source, self.engine, self.emulation
+        )
 
 
 class Served:
@@ -116,6 +109,8 @@ class Served:
             # Ends what the group was working on; the health watch would see it a second later.
             coordinator.engine_ended(group)
             self._console.print(f"[bold red]{event.failure}[/]")
+        elif event.kind == "absent":
+            self._console.print(f"{group} waits for its node's return")
         elif event.kind == "starting":
             coordinator.engine_restarts(group)
             self._console.print(f"starting {group} again (attempt {event.attempt})")
@@ -166,33 +161,34 @@ async def serving(plan: Plan, options: Options, console: Console) -> AsyncIterat
     tracing = Tracing.to_endpoint(options.otlp_traces_endpoint)
     if options.port:
         require_free(options.host, options.port, "--port")
-    deployment = _deployment(plan, model, options)
-    for note in deployment.notes:
-        console.print(note)
-    number = len(deployment.processes)
-    console.print(f"starting {number} engine{'s' * (number > 1)}, logs in {options.run_directory}")
     async with AsyncExitStack() as stack:
-        launcher = await stack.enter_async_context(LocalLauncher(options.run_directory))
+        on = await stack.enter_async_context(platform(plan, model, options.where))
+        for note in on.deployment.notes:
+            console.print(note)
+        number = len(on.deployment.processes)
+        console.print(f"starting {number} engine{'s' * (number > 1)}, logs in {options.run_directory}")
         began = time.monotonic()
-        await launcher.start(deployment)
-        await launcher.wait_ready(READY_TIMEOUT_S, lambda progress: _tell(console, progress))
+        await on.launcher.start(on.deployment)
+        await on.launcher.wait_ready(READY_TIMEOUT_S, lambda progress: _tell(console, progress))
         started_in_s = time.monotonic() - began
-        coordinator = Coordinator(deployment.coordinator, keys, tls, tracing)
+        coordinator = Coordinator(on.deployment.coordinator, keys, tls, tracing)
         await stack.enter_async_context(coordinator.running(options.host, options.port))
         served = Served(coordinator, console)
-        if options.emulation is not None:
-            await stack.enter_async_context(_in_background(_watch_fleet(launcher, served), served))
-            engines: Engines = FixedEngines(deployment)
-            in_place = True
-            if options.emulation.profiles:  # the engines' times are theirs
-                plan = plan.model_copy(update={"profiles": options.emulation.profiles})
+        if on.watch is not None:
+            await stack.enter_async_context(_in_background(on.watch.run(), served))
+        if on.again is None:
+            await stack.enter_async_context(_in_background(_watch_fleet(on.launcher, served), served))
+            engines: Engines = FixedEngines(on.deployment)
         else:
-            groups = [engine.group_id for engine in deployment.coordinator.engines]
-            supervisor = Supervisor(launcher, groups, served.note, options.restarts, coordinator.silent_for)
+            groups = [engine.group_id for engine in on.deployment.coordinator.engines]
+            supervisor = Supervisor(on.launcher, groups, served.note, options.restarts, coordinator.silent_for)
             await stack.enter_async_context(_in_background(supervisor.run(), served))
-            again = partial(_deployment_again, model=model, options=options, first=plan)
-            engines = LocalGroups(launcher, supervisor, deployment, again, READY_TIMEOUT_S)
+            engines = RunningGroups(on.launcher, supervisor, on.deployment, on.again, READY_TIMEOUT_S)
+        in_place = True
+        if options.emulation is None:
             in_place = connector_of(plan, options.engine, options.source) == "hexgen"
+        elif options.emulation.profiles:  # the engines' times are theirs
+            plan = plan.model_copy(update={"profiles": options.emulation.profiles})
         if options.replan is not None:
             controller = controller_for(
                 plan,
@@ -203,6 +199,7 @@ async def serving(plan: Plan, options: Options, console: Console) -> AsyncIterat
                 started_in_s=started_in_s,
                 run_directory=options.run_directory,
                 returning=lambda: served.returning,
+                alive=on.alive,
                 console=console,
             )
             await stack.enter_async_context(_in_background(controller.run(), served))
@@ -220,28 +217,7 @@ async def _in_background(watching: Coroutine[Any, Any, None], served: Served) ->
         await asyncio.wait((task,))
 
 
-def _deployment(plan: Plan, model: Model, options: Options) -> Deployment:
-    """The plan's processes; InputError where they cannot run here."""
-    emulation = options.emulation
-    if emulation is not None:
-        profiles = emulation.profiles or plan.profiles
-        return compile_emulated(plan, model, free_ports(), options.source, profiles, emulation.slowdown)
-    deployment = compile_plan(plan, model, free_ports(), options.engine, options.source)
-    for vendor in sorted(
-        {plan.cluster.gpu_by_id[gpu].type.vendor for group in plan.groups for gpu in group.gpus}
-    ):
-        check_engine(vendor, transfers=bool(plan.routes))
-    return deployment
-
-
-def _deployment_again(plan: Plan, *, model: Model, options: Options, first: Plan) -> Deployment:
-    """Another plan's processes, that can talk to those of the first one: with the same KV connector."""
-    mode = connector_of(first, options.engine, options.source)
-    engine = options.engine if mode is None else options.engine.model_copy(update={"connector": mode})
-    return compile_plan(plan, model, free_ports(), engine, "the new plan")
-
-
-async def _watch_fleet(launcher: LocalLauncher, served: Served) -> None:
+async def _watch_fleet(launcher: Launcher, served: Served) -> None:
     """Emulated engines are one process: when it ends, all is lost."""
     served.lose(EngineFailed.exited(await launcher.watch()))
 

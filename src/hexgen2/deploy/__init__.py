@@ -1,11 +1,18 @@
 """From a plan to running processes: compile it to process specs, then launch those."""
 
-from hexgen2.deploy.compile import compile_plan, coordinator_config
-from hexgen2.deploy.emulated import compile_emulated
+from hexgen2.deploy.compile import compile_groups, compile_plan, coordinator_config, used_nodes
+from hexgen2.deploy.emulated import compile_emulated, compile_emulated_groups, emulated_processes
 from hexgen2.deploy.environment import check_engine
-from hexgen2.deploy.groups import LocalGroups
+from hexgen2.deploy.groups import RunningGroups
 from hexgen2.deploy.kv_transfer import connector_of
-from hexgen2.deploy.launcher import EngineFailed, Launcher, ProcessExit, Progress, ProgressCallback
+from hexgen2.deploy.launcher import (
+    EngineFailed,
+    GroupLauncher,
+    Launcher,
+    ProcessExit,
+    Progress,
+    ProgressCallback,
+)
 from hexgen2.deploy.local import LocalLauncher
 from hexgen2.deploy.options import EngineOptions
 from hexgen2.deploy.ports import PortSource, counted_ports, free_ports, require_free
@@ -19,9 +26,9 @@ __all__ = [
     "EngineFailed",
     "EngineOptions",
     "GroupEvent",
+    "GroupLauncher",
     "HostSite",
     "Launcher",
-    "LocalGroups",
     "LocalLauncher",
     "PortSource",
     "ProcessExit",
@@ -29,14 +36,19 @@ __all__ = [
     "Progress",
     "ProgressCallback",
     "RestartPolicy",
+    "RunningGroups",
     "Site",
     "Supervisor",
     "check_engine",
     "compile_emulated",
+    "compile_emulated_groups",
+    "compile_groups",
     "compile_plan",
     "connector_of",
     "coordinator_config",
     "counted_ports",
+    "emulated_processes",
     "free_ports",
     "require_free",
+    "used_nodes",
 ]

@@ -3,7 +3,7 @@ config."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from hexgen2.coordinator.config import CoordinatorConfig, EngineEndpoint, Limits, RouteShare
@@ -34,6 +34,31 @@ def compile_plan(
     errors call the plan; ``site`` is where the processes run, the nodes' hosts by default. Raises InputError
     where vLLM cannot run the plan, or nodes have no address to serve at.
     """
+    context, site = _prepared(plan, model, options, source, site)
+    processes = _all_processes(context, plan.groups, site, ports)
+    transfer = context.transfer
+    notes = () if transfer is None else (f"KV caches: {transfer.words}, since {transfer.reason}",)
+    return Deployment(processes=processes, coordinator=_coordinator(context, processes), notes=notes)
+
+
+def compile_groups(
+    plan: Plan,
+    groups: Collection[str],
+    model: Model,
+    ports: PortSource,
+    options: EngineOptions | None = None,
+    source: str = "plan",
+    site: Site | None = None,
+) -> tuple[ProcessSpec, ...]:
+    """The processes of some groups of a plan; otherwise as `compile_plan`."""
+    context, site = _prepared(plan, model, options, source, site)
+    return _all_processes(context, [group for group in plan.groups if group.id in groups], site, ports)
+
+
+def _prepared(
+    plan: Plan, model: Model, options: EngineOptions | None, source: str, site: Site | None
+) -> tuple[EngineContext, Site]:
+    """What all processes have in common; InputError where vLLM cannot run the plan."""
     options = options or EngineOptions()
     if not plan.groups:
         raise InputError(source, "groups", "is empty", "make the plan again")
@@ -59,9 +84,13 @@ def compile_plan(
         options=options,
         source=source,
     )
-    processes = tuple(process for group in plan.groups for process in _processes(context, group, site, ports))
-    notes = () if transfer is None else (f"KV caches: {transfer.words}, since {transfer.reason}",)
-    return Deployment(processes=processes, coordinator=_coordinator(context, processes), notes=notes)
+    return context, site
+
+
+def _all_processes(
+    context: EngineContext, groups: Iterable[Group], site: Site, ports: PortSource
+) -> tuple[ProcessSpec, ...]:
+    return tuple(process for group in groups for process in _processes(context, group, site, ports))
 
 
 def used_nodes(plan: Plan) -> set[str]:
@@ -113,7 +142,7 @@ def _processes(context: EngineContext, group: Group, site: Site, ports: PortSour
                 unset=UNSET,
                 gpus=share.gpus,
                 ports={purpose: port for purpose, port in listens.items() if port is not None},
-                readiness_url=f"{_url(head.reach, http)}/health" if rank == 0 else None,
+                readiness_url=f"{url(head.reach, http)}/health" if rank == 0 else None,
                 log_name=f"{name}.log",
             )
         )
@@ -122,9 +151,7 @@ def _processes(context: EngineContext, group: Group, site: Site, ports: PortSour
 
 def _coordinator(context: EngineContext, processes: tuple[ProcessSpec, ...]) -> CoordinatorConfig:
     urls = {
-        process.group_id: _url(process.host, process.ports["http"])
-        for process in processes
-        if process.rank == 0
+        process.group_id: url(process.host, process.ports["http"]) for process in processes if process.rank == 0
     }
     return coordinator_config(context.plan, urls, context.served_names)
 
@@ -157,7 +184,8 @@ def coordinator_config(plan: Plan, urls: Mapping[str, str], names: tuple[str, ..
     )
 
 
-def _url(host: str, port: int) -> str:
+def url(host: str, port: int) -> str:
+    """Where something at this address answers."""
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from hexgen2.deploy.spec import Deployment
+from hexgen2.deploy.spec import Deployment, ProcessSpec
 
 
 @dataclass(frozen=True)
@@ -54,16 +54,7 @@ class EngineFailed(RuntimeError):
 
 
 class GroupLauncher(Protocol):
-    """Watches groups of processes and starts them anew."""
-
-    async def wait_ready(
-        self,
-        timeout_s: float,
-        on_progress: ProgressCallback | None = None,
-        groups: Collection[str] | None = None,
-    ) -> None:
-        """Return when all engines answer (those of ``groups``, where given); EngineFailed when one of them ends
-        or is not ready within ``timeout_s``."""
+    """Starts and ends the groups of a deployment one by one: what a supervisor needs."""
 
     async def watch(self, group_id: str | None = None) -> ProcessExit:
         """Return when a process (of that group) ends by itself; waits until cancelled."""
@@ -75,8 +66,21 @@ class GroupLauncher(Protocol):
     async def start_group(self, group_id: str) -> None:
         """Start a group that has ended once more; InputError where it cannot run."""
 
+    async def wait_ready(
+        self,
+        timeout_s: float,
+        on_progress: ProgressCallback | None = None,
+        groups: Collection[str] | None = None,
+    ) -> None:
+        """Return when all engines answer (those of ``groups``, where given); EngineFailed when one of them ends
+        or is not ready within ``timeout_s``."""
+
     def log_of(self, group_id: str) -> Path:
         """The log of a group's first process."""
+        ...
+
+    def absent(self, group_id: str) -> Collection[str]:
+        """The nodes of a group that are gone: until they are back it cannot be started."""
         ...
 
 
@@ -89,6 +93,9 @@ class Launcher(GroupLauncher, Protocol):
 
     async def start(self, deployment: Deployment) -> None:
         """Start every process; InputError where one cannot run here (and then nothing is left running)."""
+
+    def add(self, processes: Collection[ProcessSpec]) -> None:
+        """Take over the processes of further groups, or others in place of a group's, for `start_group`."""
 
     async def stop(self) -> None:
         """End every process, within a bounded time; harmless when there is none."""

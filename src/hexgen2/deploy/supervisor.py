@@ -22,7 +22,8 @@ class RestartPolicy:
     """When to start a group again, and when no more. Seconds where it says ``_s``.
 
     ``tries``: starts in a row; a group that served for ``lasting_s`` begins a new row. ``hung_s``: a group that
-    was ready and has not answered for this long is taken for dead, though its processes live.
+    was ready and has not answered for this long is taken for dead, though its processes live. ``look_s``: how
+    often it is looked whether a node is back.
     """
 
     tries: int = 5
@@ -31,6 +32,7 @@ class RestartPolicy:
     lasting_s: float = 300.0
     ready_s: float = 1800.0
     hung_s: float = 120.0
+    look_s: float = 0.5
 
     def pause_s(self, tried: int) -> float:
         """The pause before the next start after ``tried`` starts that did not last.
@@ -41,12 +43,13 @@ class RestartPolicy:
         return min(self.first_pause_s * 2.0 ** min(tried, 60), self.max_pause_s)
 
 
-EventKind = Literal["down", "starting", "up", "given_up"]
+EventKind = Literal["down", "absent", "starting", "up", "given_up"]
 
 
 @dataclass(frozen=True)
 class GroupEvent:
-    """What became of a group. ``failure`` says why it is down; ``attempt`` counts the starts of a row."""
+    """What became of a group. ``failure`` says why it is down; ``attempt`` counts the starts of a row. It is
+    `absent` while a node of its is gone: it waits for the node's return, however long."""
 
     group: str
     kind: EventKind
@@ -105,6 +108,8 @@ class Supervisor:
             while True:
                 self._tell(GroupEvent(group, "down", failure, tried))
                 await self._launcher.end_group(group)
+                if await self._nodes_back(group, failure):
+                    tried = 0
                 if tried >= policy.tries:
                     self._tell(GroupEvent(group, "given_up", failure, tried))
                     return
@@ -121,6 +126,15 @@ class Supervisor:
                 else:
                     break
             self._tell(GroupEvent(group, "up", attempt=tried))
+
+    async def _nodes_back(self, group: str, failure: EngineFailed) -> bool:
+        """Wait for the nodes of a group; whether any was gone."""
+        if not self._launcher.absent(group):
+            return False
+        self._tell(GroupEvent(group, "absent", failure))
+        while self._launcher.absent(group):
+            await asyncio.sleep(self._policy.look_s)
+        return True
 
     async def _death(self, group: str) -> EngineFailed:
         """Wait until a process of the group ends, or all of it is silent for too long."""

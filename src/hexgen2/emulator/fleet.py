@@ -1,4 +1,4 @@
-"""All engines of a plan, emulated in one process: `python -m hexgen2.emulator.fleet --plan PLAN --at p0=8101`.
+"""Engines of a plan, emulated in one process: `python -m hexgen2.emulator.fleet --plan PLAN --at p0=8101`.
 
 Each engine takes the times that the cost model gives its group (layout, GPUs, profile), has the group's KV
 memory and batch limits, and answers with made-up tokens. KV caches move over the plan's links in the time that
@@ -105,7 +105,9 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--profile", action="append", default=[])
     parser.add_argument("--served-model-name", nargs="+", default=["emulated"])
     parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--at", nargs="+", required=True, metavar="GROUP=PORT")
+    parser.add_argument(
+        "--at", nargs="+", required=True, metavar="GROUP=PORT", help="the groups whose engines run here"
+    )
     parser.add_argument("--slowdown", type=float, default=1.0)
     return parser.parse_args(argv)
 
@@ -119,9 +121,9 @@ async def _serve(arguments: argparse.Namespace) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     engines = engines_of(plan, cost, arguments.served_model_name, arguments.slowdown)
     async with AsyncExitStack() as stack:
-        for group, engine in engines.items():
-            await stack.enter_async_context(engine.running(int(ports[group]), arguments.host))
-        print(f"{len(engines)} emulated engines", file=sys.stderr, flush=True)
+        for group, port in ports.items():
+            await stack.enter_async_context(engines[group].running(int(port), arguments.host))
+        print(f"{len(ports)} emulated engines", file=sys.stderr, flush=True)
         await stop.wait()
 
 

@@ -45,6 +45,10 @@ class InputError(ValueError):
         place = f"{source}: {field}" if field else source
         super().__init__(" ".join(f"{place}: {problem}; {mend}".split()))
 
+    def __reduce__(self) -> tuple[type[InputError], tuple[str, str, str, str]]:
+        """How it travels between processes: exceptions are made anew from their ``args`` otherwise."""
+        return type(self), (self.source, self.field, self.problem, self.mend)
+
     @classmethod
     def from_validation(cls, source: str, error: ValidationError) -> InputError:
         """The first complaint of a pydantic error as an InputError (one line, with the field's path)."""

@@ -13,8 +13,8 @@ from hexgen2.deploy.export.files import Export, File, origin
 from hexgen2.deploy.export.settings import ExportSettings
 from hexgen2.deploy.export.sites import NamedHosts, is_name
 from hexgen2.deploy.export.words import NODE_RANK, OWN_ADDRESS, dns_labels, render
-from hexgen2.deploy.local import GRACE_S
 from hexgen2.deploy.ports import counted_ports
+from hexgen2.deploy.processes import GRACE_S
 from hexgen2.deploy.spec import Deployment, ProcessSpec
 from hexgen2.specs.model import Model
 from hexgen2.specs.plan import Plan
