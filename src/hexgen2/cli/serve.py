@@ -16,11 +16,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--launcher",
         choices=("local", "ray"),
         default="local",
-        help="where engines run: on this machine, or on the nodes of a Ray cluster",
+        help="where engines run: on this machine or on the nodes of a Ray cluster",
     )
-    parser.add_argument(
-        "--ray-address", metavar="A", help="the cluster's HOST:PORT, where it is not this machine's"
-    )
+    parser.add_argument("--ray-address", metavar="A", help="HOST:PORT of the cluster, if not this machine's")
     parser.add_argument("--engine", choices=("vllm", "emulated"), default="vllm")
     parser.add_argument("--host", default="127.0.0.1", help="address of the endpoint (default: %(default)s)")
     parser.add_argument("--port", type=inputs.port, default=8000, help="its port; 0 takes a free one")

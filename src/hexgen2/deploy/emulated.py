@@ -1,4 +1,4 @@
-"""A plan as processes that emulate its engines (`hexgen2.emulator.fleet`): one for all, or one for each group."""
+"""A plan as processes that emulate its engines (`hexgen2.emulator.fleet`): one for all or one for each."""
 
 from __future__ import annotations
 

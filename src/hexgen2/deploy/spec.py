@@ -22,8 +22,8 @@ class ProcessSpec(Spec):
 
     ``env`` is added to the launcher's own environment after the variables in ``unset`` are taken out of it.
     ``gpus`` are the plan's names, in rank order; which devices those are on the host is already in ``env``.
-    ``ports`` are what the process listens on, by purpose, all on ``host``. ``files`` are texts that it reads, by
-    their names in its working directory.
+    ``ports`` are what the process listens on, by purpose, all on ``host``. ``files`` are texts that it reads,
+    by their names in its working directory.
     """
 
     name: str = Field(min_length=1)

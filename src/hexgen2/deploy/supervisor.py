@@ -129,11 +129,13 @@ class Supervisor:
 
     async def _nodes_back(self, group: str, failure: EngineFailed) -> bool:
         """Wait for the nodes of a group; whether any was gone."""
-        if not self._launcher.absent(group):
+        gone = self._launcher.absent(group)
+        if not gone:
             return False
         self._tell(GroupEvent(group, "absent", failure))
-        while self._launcher.absent(group):
+        while gone:
             await asyncio.sleep(self._policy.look_s)
+            gone = self._launcher.absent(group)
         return True
 
     async def _death(self, group: str) -> EngineFailed:

@@ -13,6 +13,7 @@ import sys
 import tempfile
 from asyncio import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from hexgen2 import __version__
@@ -88,15 +89,14 @@ class ProcessActor:
         return None
 
     async def news(self, seen: int, wait_s: float) -> tuple[int, bytes, int | None]:
-        """Where the output that follows begins (later than ``seen`` where some was dropped), the output, and the
-        exit code; as soon as there is something, after ``wait_s`` at the latest. What was ``seen`` is let go."""
+        """Where the output that follows begins (later than ``seen`` where some was dropped), the output, and
+        the exit code; as soon as there is something, after ``wait_s`` at the latest. What was ``seen`` is let
+        go."""
         self._forget(seen - self._dropped)
         if not self._output and self._exit_code is None:
             self._changed.clear()
-            try:
+            with suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), wait_s)
-            except TimeoutError:
-                pass
         return self._dropped, bytes(self._output), self._exit_code
 
     async def end(self) -> None:

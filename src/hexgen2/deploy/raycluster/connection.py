@@ -61,8 +61,8 @@ class RayCluster:
         return self.ray.remote(function).options(**options).remote(*arguments)
 
     def result(self, node: RayNode, reference: Any, timeout_s: float = ANSWER_S) -> Any:
-        """What a reference stands for. InputError where the node did not do what was asked; an InputError of the
-        function itself gets the node's name."""
+        """What a reference stands for. InputError where the node did not do what was asked; an InputError of
+        the function itself gets the node's name."""
         try:
             return self.ray.get(reference, timeout=timeout_s)
         except self.ray.exceptions.RayError as error:
@@ -121,7 +121,8 @@ def connected(address: str | None) -> Iterator[RayCluster]:
 
 
 def _check(address: str) -> None:
-    """InputError for an address where nothing listens: Ray would try for a minute, and then end this process."""
+    """InputError for an address where nothing listens: Ray would try for a minute and then end this
+    process."""
     if address.startswith("ray://"):
         raise InputError(
             "--ray-address",

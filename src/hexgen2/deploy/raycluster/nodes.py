@@ -141,7 +141,8 @@ def claims(
         raise InputError(
             OPTION,
             f"node {node}",
-            f"shares its Ray node with {', '.join(sorted(here - {node}))}, and Ray cannot tell {' from '.join(sorted(kinds))}",
+            f"shares its Ray node with {', '.join(sorted(here - {node}))}, and Ray cannot tell "
+            f"{' from '.join(sorted(kinds))}",
             "start a Ray node for each type on that machine, with its GPUs in CUDA_VISIBLE_DEVICES",
         )
     total = place.resources.get("GPU", 0.0)
