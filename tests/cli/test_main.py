@@ -30,6 +30,12 @@ from hexgen2.cli.main import main
             ["estimate", "--gpu", "H1", "--model", "opt-13b", "--prompt", "9", "--batch", "1"],
             "unknown GPU type 'H1'; use one of",
         ),
+        (
+            ["estimate", "--gpu", "L4", "--model", "opt-13b", "--tp", "3", "--prompt", "9", "--batch", "1"],
+            "--tp: the heads of opt-13b do not divide over 3 GPUs; use one of 1, 2, 4, 5, 8",
+        ),
+        (["simulate", "no.json", "--workload", "hphd", "--seed", "-3"], "--seed: -3 is not at least 0"),
+        (["calibrate", "http://127.0.0.1:1", "-o", "p.yaml"], "calibrate: --model: is missing; give it"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(

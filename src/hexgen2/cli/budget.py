@@ -24,7 +24,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     inputs.add_slo(parser)
     inputs.add_engine(parser)
     inputs.add_profiles(parser)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=inputs.count_or_none, default=0)
     parser.add_argument("-o", "--output", metavar="PLAN", help="write the plan of the chosen mix here (JSON)")
     parser.add_argument(
         "--cluster-out", metavar="FILE", help="write the chosen mix here as a cluster file (YAML)"

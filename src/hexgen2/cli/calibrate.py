@@ -88,12 +88,12 @@ def _calibrate(args: argparse.Namespace) -> int:
 
     for option in ("model", "output"):
         if getattr(args, option) is None:
-            raise InputError("hexgen2 calibrate", "", f"--{option} is missing", "give it")
+            raise InputError(f"--{option}", "", "is missing", "give it")
     if args.gpu not in gpu_type_names():
         known = ", ".join(gpu_type_names())
         raise InputError("--gpu", "", f"unknown GPU type {args.gpu!r}", f"use one of {known}")
     if args.local == bool(args.urls):
-        raise InputError("hexgen2 calibrate", "", "nothing to measure", "give URLs, or --local and no URL")
+        raise InputError("URL", "", "nothing to measure", "give URLs, or --local and no URL")
     if args.urls and args.layout and len(args.layout) != len(args.urls):
         raise InputError(
             "--layout", "", f"{len(args.layout)} for {len(args.urls)} URLs", "give one for each URL"

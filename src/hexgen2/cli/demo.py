@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hexgen2.cli import output
+from hexgen2.cli import inputs, output
 from hexgen2.specs.errors import InputError
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class Answer:
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = subparsers.add_parser("demo", help="plan and serve on this machine", description=__doc__)
     parser.add_argument("--keep", action="store_true", help="keep serving until Ctrl-C")
-    parser.add_argument("--port", type=int, default=0, help="port of the endpoint (default: a free one)")
+    parser.add_argument("--port", type=inputs.port, default=0, help="of the endpoint (default: a free one)")
     parser.add_argument(
         "--directory", default="build/demo", metavar="DIR", help="plans, logs and report go here"
     )

@@ -30,6 +30,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(args: argparse.Namespace) -> int:
     from hexgen2.cost import CostModel, StageShape
     from hexgen2.cost.profile_files import load_efficiencies
+    from hexgen2.scheduler.layouts import valid_tps
     from hexgen2.specs.catalog import gpu_type, gpu_type_names
     from hexgen2.specs.catalog.models import load_model
     from hexgen2.specs.errors import InputError
@@ -41,6 +42,11 @@ def run(args: argparse.Namespace) -> int:
     if args.pp > model.layers:
         raise InputError(
             "--pp", "", f"{args.pp} stages but {model.layers} layers", f"use at most {model.layers}"
+        )
+    if args.tp not in (possible := valid_tps(model, max(args.tp, 8))):
+        sizes = ", ".join(map(str, possible))
+        raise InputError(
+            "--tp", "", f"the heads of {model.name} do not divide over {args.tp} GPUs", f"use one of {sizes}"
         )
     cost = CostModel(model, load_efficiencies(args.profile))
     # The first stages take the layers that do not divide evenly, as vLLM's even split does.

@@ -35,7 +35,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--time-limit", type=inputs.positive, metavar="S", help="stop the search after S seconds"
     )
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=inputs.count_or_none, default=0)
     parser.add_argument(
         "--shadow", action="store_true", help="plan again with one more GPU of each type: what would it add?"
     )

@@ -22,7 +22,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--requests", type=inputs.count, metavar="N", help="how many (default: a whole trace, else 1000)"
     )
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=inputs.count_or_none, default=0)
     inputs.add_profiles(parser)
     inputs.add_slo(parser)
     output.add_json(parser)
