@@ -62,7 +62,9 @@ def controller_for(
         with journal.open("a", encoding="utf-8") as file:
             file.write(json.dumps(decision.document()) + "\n")
         if decision.action != "keep":
-            console.print(f"[bold]{'would ' if mode == 'dry-run' else ''}{decision.text}[/]")
+            told = f"{'would ' if mode == 'dry-run' else ''}{decision.text}"
+            console.print(f"[bold]{told}[/]")
+            coordinator.live.tell(told)
 
     def flipping(of: Plan) -> Flipping:
         return Flipping({group.id: BOTH for group in of.groups if in_place and group.role in BOTH})

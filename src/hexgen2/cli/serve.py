@@ -96,7 +96,9 @@ async def _serve(args: argparse.Namespace) -> None:
     plan = load_plan(args.plan)
     console = output.progress_console()
     async with serving(plan, options, console) as served:
-        console.print(f"serving {plan.model} at {served.url}/v1; Ctrl-C ends it")
+        console.print(
+            f"serving {plan.model} at {served.url}/v1; live page at {served.url}/live; Ctrl-C ends it"
+        )
         if args.json:
             output.print_json({"url": served.url, "model": plan.model})
         await served.until_interrupted()

@@ -189,6 +189,7 @@ async def serving(plan: Plan, options: Options, console: Console) -> AsyncIterat
             in_place = connector_of(plan, options.engine, options.source) == "hexgen"
         elif options.emulation.profiles:  # the engines' times are theirs
             plan = plan.model_copy(update={"profiles": options.emulation.profiles})
+        coordinator.live.plan = lambda: plan
         if options.replan is not None:
             controller = controller_for(
                 plan,
@@ -202,6 +203,7 @@ async def serving(plan: Plan, options: Options, console: Console) -> AsyncIterat
                 alive=on.alive,
                 console=console,
             )
+            coordinator.live.plan = lambda: controller.plan
             await stack.enter_async_context(_in_background(controller.run(), served))
         yield served
 

@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from hexgen2.coordinator import errors, openapi
+from hexgen2.coordinator import errors, live, openapi
 from hexgen2.coordinator.admission import Admission
 from hexgen2.coordinator.auth import ApiKeys
 from hexgen2.coordinator.bodies import Bodies
@@ -29,7 +29,7 @@ from hexgen2.coordinator.tracing import Trace, Tracing
 log = logging.getLogger(__name__)
 
 _GENERATION = ("/v1/completions", "/v1/chat/completions")
-_GUARDED = ("/v1/", "/tokenize", "/detokenize")
+_GUARDED = ("/v1/", "/tokenize", "/detokenize", live.STATE)
 # Endpoints of vLLM's surface that a plan for generation does not serve: said clearly rather than as an
 # unknown address.
 _NOT_SERVED = (
@@ -54,6 +54,7 @@ class Api:
         admission: Admission,
         keys: ApiKeys | None,
         tracing: Tracing,
+        live_view: live.Live,
     ) -> None:
         self.config = config
         self.client = client
@@ -61,6 +62,7 @@ class Api:
         self.keys = keys
         self.admission = admission
         self._tracing = tracing
+        self._live = live_view
         self.draining = False
         self.idle = asyncio.Event()
         self.idle.set()
@@ -85,6 +87,7 @@ class Api:
         app.router.add_get("/metrics", self.show_metrics)
         app.router.add_get("/version", self.version)
         app.router.add_get("/openapi.json", self.openapi)
+        live.add_routes(app, self._live, lambda: self._status, self.keys is not None)
         return app
 
     # Middlewares
@@ -239,13 +242,16 @@ class Api:
             raise errors.unknown_model(name)
         return web.json_response(self._card(name))
 
+    @property
+    def _status(self) -> str:
+        """ok, draining or unavailable."""
+        return "draining" if self.draining else "ok" if self.client.fleet.paths_up > 0 else "unavailable"
+
     async def health(self, _: web.Request) -> web.Response:
         """200 only while new requests can be served: at least one whole path is up and no shut-down has
         begun.
         """
-        fleet = self.client.fleet
-        ok = fleet.paths_up > 0 and not self.draining
-        state = "draining" if self.draining else "ok" if ok else "unavailable"
+        fleet, state = self.client.fleet, self._status
         engines = {
             engine.id: {
                 "role": engine.endpoint.role,
@@ -262,7 +268,7 @@ class Api:
             "paths": len(fleet.planned.paths),
             "engines": engines,
         }
-        return web.json_response(body, status=200 if ok else 503)
+        return web.json_response(body, status=200 if state == "ok" else 503)
 
     async def show_metrics(self, _: web.Request) -> web.Response:
         urls = {engine.id: engine.endpoint.url for engine in self.client.fleet.engines.values() if engine.up}

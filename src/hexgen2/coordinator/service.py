@@ -18,6 +18,7 @@ from hexgen2.coordinator.calls import EngineClient
 from hexgen2.coordinator.config import CoordinatorConfig
 from hexgen2.coordinator.fleet import Fleet
 from hexgen2.coordinator.health import HealthWatch
+from hexgen2.coordinator.live import Live
 from hexgen2.coordinator.metrics import Metrics
 from hexgen2.coordinator.reload import Reloader
 from hexgen2.coordinator.tls import Tls
@@ -58,6 +59,8 @@ class Coordinator:
         )
         self.fleet.on_change = self.admission.refill
         self.metrics = Metrics(self.fleet, self.admission)
+        self.live = Live(self.fleet, self.metrics, lambda: self.config)
+        """What the live page shows."""
         self._client = EngineClient(self.fleet, config.timeouts)
         self._health = HealthWatch(config, self._client)
         self._keys = api_keys
@@ -146,7 +149,9 @@ class Coordinator:
             await self.stop()
 
     async def start(self, host: str, port: int) -> None:
-        self._api = Api(self.config, self._client, self.metrics, self.admission, self._keys, self._tracing)
+        self._api = Api(
+            self.config, self._client, self.metrics, self.admission, self._keys, self._tracing, self.live
+        )
         await self._client.start()
         self._runner = web.AppRunner(
             self._api.application(), handler_cancellation=True, access_log=None, shutdown_timeout=1.0
@@ -156,6 +161,7 @@ class Coordinator:
             context = None if self._tls is None else self._tls.context
             self._site = web.TCPSite(self._runner, host, port, backlog=2048, ssl_context=context)
             await self._health.start()
+            self.live.start(self._client.probes)
             await self._site.start()
         except OSError as error:
             await self._close()
@@ -198,6 +204,7 @@ class Coordinator:
             self._reloading.cancel()
             await asyncio.wait((self._reloading,))
             self._reloading = None
+        await self.live.stop()
         await self._health.stop()
         if self._runner is not None:
             await self._runner.cleanup()

@@ -50,24 +50,25 @@ def alike(plan: Plan) -> list[list[Group]]:
 
 
 def ids_words(groups: Sequence[Group]) -> str:
-    """The ids of groups of one role, runs shortened."""
+    """The ids of groups, runs shortened."""
     return runs_words([group.id for group in groups])
 
 
 def runs_words(ids: Sequence[str]) -> str:
-    """'p0', 'p3-p7', 'p0, p2-p4': runs of three and more are shortened. Ids are of one role."""
-    letter, numbers = ids[0][0], sorted(int(name[1:]) for name in ids)
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and runs[-1][-1] == number - 1:
-            runs[-1].append(number)
+    """'p0', 'p3-p7', 'd1, p0, p2-p4': runs of three and more are shortened. A group keeps its letter when it
+    takes another role, so letters may be mixed; ids of another kind stand by themselves."""
+    runs: list[list[tuple[str, int]]] = []
+    others: list[str] = []
+    for name in ids:
+        if not name[1:].isdecimal():
+            others.append(name)
+    for letter, number in sorted((name[0], int(name[1:])) for name in ids if name[1:].isdecimal()):
+        if runs and runs[-1][-1] == (letter, number - 1):
+            runs[-1].append((letter, number))
         else:
-            runs.append([number])
-    parts = [
-        f"{letter}{run[0]}-{letter}{run[-1]}" if len(run) > 2 else ", ".join(f"{letter}{n}" for n in run)
-        for run in runs
-    ]
-    return ", ".join(parts)
+            runs.append([(letter, number)])
+    words = [[f"{letter}{number}" for letter, number in run] for run in runs]
+    return ", ".join([f"{run[0]}-{run[-1]}" if len(run) > 2 else ", ".join(run) for run in words] + others)
 
 
 def group_line(plan: Plan, group: Group, name: str | None = None) -> str:

@@ -6,13 +6,13 @@ wide as the bytes per second on them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 from hexgen2.report.page.markup import Markup, element, picture, shortened
 from hexgen2.report.reasons import FULL, rate_words
-from hexgen2.specs.plan import Group, LinkLoad, Plan, Role
+from hexgen2.specs.plan import Group, LinkLoad, Plan
 
 WIDTH, BOX = 380.0, 138.0
 SQUARE, ROW = 11.0, 8
@@ -49,16 +49,19 @@ class Place:
         return (self.x + BOX if self.left else self.x, self.y + self.height / 2)
 
 
-def network_svg(plan: Plan) -> Markup:
-    """The picture."""
-    roles = _roles(plan)
+def network_svg(plan: Plan, measured: Sequence[LinkLoad] | None = None, down: Collection[str] = ()) -> Markup:
+    """The picture. ``measured``: what the plan's links really carry; the nodes keep their places by plan then.
+    GPUs of the groups that are ``down`` are marked."""
+    loads = plan.links if measured is None else measured
+    looks = _looks(plan, down)
     nodes = nodes_shown(plan)
     places, height = _placed(plan, nodes)
-    links = [link for link in plan.links if link.source in places and link.target in places]
+    links = [link for link in loads if link.source in places and link.target in places]
+    most = max((link.bytes_per_s for link in (*plan.links, *links)), default=1.0)
     pipelines = sorted({ends for group in plan.groups for ends in _steps(group) if set(ends) <= set(places)})
     paths = [_pipeline(places, a, b) for a, b in pipelines]
-    drawn, labels = _links(places, links)
-    boxes = [_node(plan, name, places[name], roles) for name in nodes]
+    drawn, labels = _links(places, links, most)
+    boxes = [_node(plan, name, places[name], looks) for name in nodes]
     arrow = element(
         "defs",
         *(
@@ -81,18 +84,18 @@ def network_svg(plan: Plan) -> Markup:
         WIDTH,
         height,
         "The plan over the network",
-        description(plan, nodes),
+        description(plan, nodes, loads),
         [arrow, *paths, *drawn, *boxes, *labels],
     )
 
 
-def description(plan: Plan, nodes: Sequence[str]) -> str:
+def description(plan: Plan, nodes: Sequence[str], loads: Sequence[LinkLoad]) -> str:
     """The picture in words."""
     parts = [f"{len(nodes)} of {len(plan.cluster.nodes)} nodes, each GPU coloured by the role of its group."]
-    if plan.links:
+    if busy := [link for link in loads if link.bytes_per_s > 0]:
         words = [
             f"{link.source} to {link.target} {rate_words(link.bytes_per_s)} ({link.use:.0%} in use)"
-            for link in plan.links[:MOST_LABELS]
+            for link in busy[:MOST_LABELS]
         ]
         parts.append(f"KV caches on links: {', '.join(words)}.")
     else:
@@ -100,8 +103,11 @@ def description(plan: Plan, nodes: Sequence[str]) -> str:
     return " ".join(parts)
 
 
-def _roles(plan: Plan) -> dict[str, Role]:
-    return {gpu: group.role for group in plan.groups for gpu in group.gpus}
+def _looks(plan: Plan, down: Collection[str]) -> dict[str, str]:
+    """GPU → the class of its square."""
+    return {
+        gpu: f"{group.role}{' down' if group.id in down else ''}" for group in plan.groups for gpu in group.gpus
+    }
 
 
 def _node_of(gpu: str) -> str:
@@ -195,9 +201,11 @@ def _pipeline(places: dict[str, Place], a: str, b: str) -> Markup:
     return element("path", d=_path(_curve(places[a], places[b])), class_="pipeline")
 
 
-def _links(places: dict[str, Place], links: Sequence[LinkLoad]) -> tuple[list[Markup], list[Markup]]:
-    """Curves as wide as what they carry, and the figures of the busiest where there is room for them."""
-    most = max((link.bytes_per_s for link in links), default=1.0)
+def _links(
+    places: dict[str, Place], links: Sequence[LinkLoad], most: float
+) -> tuple[list[Markup], list[Markup]]:
+    """Curves as wide as what they carry, ``most`` bytes/s the widest, and the figures of the busiest where
+    there is room for them."""
     widest = WIDEST * min(1.0, FEW_LINKS / max(1, len(links))) ** 0.5
     drawn: list[Markup] = []
     labels: list[Markup] = []
@@ -212,11 +220,13 @@ def _links(places: dict[str, Place], links: Sequence[LinkLoad]) -> tuple[list[Ma
                 "path",
                 d=_path(points),
                 class_=f"link{full}",
-                stroke_width=max(THINNEST, widest * link.bytes_per_s / most),
+                stroke_width=max(THINNEST, widest * link.bytes_per_s / (most or 1.0)),
                 marker_end=f"url(#head{full})",
             )
         )
-        spots = [_at(points, t) for t in (0.5, 0.35, 0.65, 0.25, 0.75)]
+        if link.bytes_per_s <= 0:
+            continue
+        spots = [_between(_at(points, t)) for t in (0.5, 0.35, 0.65, 0.25, 0.75)]
         free = [spot for spot in spots if not any(_near(spot, other) for other in taken)]
         if free and len(labels) < MOST_LABELS:
             taken.append(free[0])
@@ -226,11 +236,17 @@ def _links(places: dict[str, Place], links: Sequence[LinkLoad]) -> tuple[list[Ma
     return drawn, labels
 
 
+def _between(spot: tuple[float, float]) -> tuple[float, float]:
+    """The spot, moved so that a figure there lies between the columns."""
+    room = EDGE + BOX + LABEL[0] / 2
+    return min(max(spot[0], room), WIDTH - room), spot[1]
+
+
 def _near(a: tuple[float, float], b: tuple[float, float]) -> bool:
     return abs(a[0] - b[0]) < LABEL[0] and abs(a[1] - b[1]) < LABEL[1]
 
 
-def _node(plan: Plan, name: str, place: Place, roles: dict[str, Role]) -> Markup:
+def _node(plan: Plan, name: str, place: Place, looks: dict[str, str]) -> Markup:
     node = next(node for node in plan.cluster.nodes if node.name == name)
     squares = [
         element(
@@ -239,7 +255,7 @@ def _node(plan: Plan, name: str, place: Place, roles: dict[str, Role]) -> Markup
             y=place.y + place.height - 8 - SQUARE * (1 + (node.count - 1) // ROW - index // ROW),
             width=SQUARE - 2,
             height=SQUARE - 2,
-            class_=f"gpu {roles.get(f'{name}/{index}', 'idle')}",
+            class_=f"gpu {looks.get(f'{name}/{index}', 'idle')}",
         )
         for index in range(node.count)
     ]
