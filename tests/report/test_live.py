@@ -26,7 +26,7 @@ def test_what_was_measured_lies_on_what_was_planned() -> None:
     (planned,), (real,) = (
         [width for name, width in ribbons if name.endswith(kind)] for kind in ("planned", "real")
     )
-    assert real == pytest.approx(0.75 / 0.9 * planned, rel=1e-3), "alike groups are one box, so the route has all"
+    assert real == pytest.approx(0.75 / 0.9 * planned, rel=1e-3), "alike groups are one box"
     texts = [text.text for text in root.iter(f"{SVG}text")]
     assert "d0, d1 · 75%" in texts
     assert "plan 90% · 1/2 down" in texts
