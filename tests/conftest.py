@@ -3,11 +3,33 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
+import pytest
 from hypothesis import settings
+
+from tests.unlike_nodes import UnlikeNodes
 
 # The same examples in every run, whatever the machine's speed: a check that fails by chance is not believed.
 # HYPOTHESIS_PROFILE=explore looks for new ones.
 settings.register_profile("same", derandomize=True, deadline=None)
 settings.register_profile("explore", deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
+
+
+@pytest.fixture(scope="session")
+def _unlike_nodes() -> Iterator[UnlikeNodes]:
+    pytest.importorskip("ray", reason="needs the ray extra")
+    from hexgen2.deploy.raycluster import connected
+
+    nodes = UnlikeNodes()
+    with connected(nodes.address):  # once for all: each connection starts its own worker processes
+        yield nodes
+    nodes.close()
+
+
+@pytest.fixture
+def unlike_nodes(_unlike_nodes: UnlikeNodes) -> UnlikeNodes:
+    """A Ray cluster with all of its nodes, and this process connected to it (11 s for the first test)."""
+    _unlike_nodes.restore()
+    return _unlike_nodes

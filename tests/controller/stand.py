@@ -120,6 +120,7 @@ class Load:
     answered: deque[float] = field(default_factory=deque)
     lost: list[str] = field(default_factory=list)
     longest_gap_s: float = 0.0
+    model: str = MODEL
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[Load]:
@@ -139,7 +140,7 @@ class Load:
             place = number % len(self.lengths)
             prompt = np.random.default_rng(number).integers(1, 30_000, int(self.lengths.inputs[place]))
             tokens = int(self.lengths.outputs[place])
-            body = {"model": MODEL, "prompt": prompt.tolist(), "max_tokens": tokens}
+            body = {"model": self.model, "prompt": prompt.tolist(), "max_tokens": tokens}
             try:
                 async with http.post(self.url + "/v1/completions", json=body) as response:
                     answer = await response.json()

@@ -34,6 +34,8 @@ class ProcessExit:
     cause: tuple[str, ...]
     """The lines of its log that most likely say why."""
     log: Path
+    lost: bool = False
+    """Nobody saw it end: its node is gone, or whatever held it there."""
 
 
 class EngineFailed(RuntimeError):
@@ -49,6 +51,8 @@ class EngineFailed(RuntimeError):
 
     @classmethod
     def exited(cls, gone: ProcessExit) -> EngineFailed:
+        if gone.lost:
+            return cls(gone.process, "is lost", gone.cause, gone.log)
         how = f"was killed by signal {gone.exit_code - 128}" if gone.exit_code > 128 else "ended"
         return cls(gone.process, f"{how} (exit code {gone.exit_code})", gone.cause, gone.log)
 

@@ -29,8 +29,8 @@ GRACE_S = 10.0
 class Running(Protocol):
     """A process that was started.
 
-    ``exit_code``: None while it runs, 128 + n for signal n. ``words``: why it ended, where that is known from
-    elsewhere than its log.
+    ``exit_code``: None while it runs, 128 + n for signal n. ``words``: what is known of one that nobody saw
+    end.
     """
 
     @property
@@ -219,7 +219,7 @@ class ProcessLauncher(ABC, Generic[R]):
         if code is None:
             return None
         cause = running.words or tuple(logs.cause(logs.tail(running.log)))
-        return ProcessExit(running.spec.name, code, cause, running.log)
+        return ProcessExit(running.spec.name, code, cause, running.log, lost=bool(running.words))
 
     def _report(
         self, on_progress: ProgressCallback | None, process: str, ready: bool, count: int, total: int

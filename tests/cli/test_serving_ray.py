@@ -1,0 +1,108 @@
+"""`serve --launcher ray`: a plan on the unlike nodes of a Ray cluster, one of which dies and comes back."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from io import StringIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+from tests.controller.stand import Load
+from tests.unlike_nodes import HOSTS, UnlikeNodes
+from tests.waiting import until
+
+from hexgen2.cli.main import main
+from hexgen2.cli.platform import Emulation
+from hexgen2.cli.serving import Options, Served, serving
+from hexgen2.specs.plan import load_plan
+from hexgen2.specs.workload import Lengths
+
+pytestmark = pytest.mark.xdist_group("ray")
+
+CLUSTER = f"""
+name: unlike
+nodes:
+  - {{name: a, gpu: A100-80G-PCIe, count: 2}}
+  - {{name: b, gpu: L40, count: 2}}
+  - {{name: c, gpu: A100-80G-PCIe, count: 1, host: {HOSTS["c"]}}}
+network:
+  default: {{gbps: 10, latency_ms: 0.5}}
+"""
+
+
+@pytest.fixture
+def plan_file(tmp_path: Path) -> Path:
+    (tmp_path / "cluster.yaml").write_text(CLUSTER)
+    load = ["--model", "llama-2-7b", "--workload", "fixed:300/20", "--solver", "paper"]
+    path = tmp_path / "plan.json"
+    assert main(["plan", "--cluster", str(tmp_path / "cluster.yaml"), *load, "-o", str(path)]) == 0
+    return path
+
+
+def unused(served: Served, groups: set[str]) -> bool:
+    """Whether the plan that serves gives nothing to these groups."""
+    return all(engine.share == 0 for engine in served.coordinator.config.engines if engine.group_id in groups)
+
+
+async def test_a_node_dies_under_load_and_comes_back_and_no_request_is_lost(
+    plan_file: Path, tmp_path: Path, unlike_nodes: UnlikeNodes
+) -> None:
+    plan = load_plan(plan_file)
+    on_b = {group.id for group in plan.groups if group.gpus[0].startswith("b/")}
+    assert len(on_b) == 2
+    assert {node for group in plan.groups for node, _, _ in [group.gpus[0].partition("/")]} == {"a", "b", "c"}
+    said = StringIO()
+    options = Options(
+        port=0,
+        run_directory=tmp_path / "run",
+        source=str(plan_file),
+        launcher="ray",
+        ray_address=unlike_nodes.address,
+        emulation=Emulation(),
+        replan="on",
+    )
+    async with serving(plan, options, Console(file=said)) as served:
+        hosts = {engine.group_id: engine.url for engine in served.coordinator.config.engines}
+        assert all(HOSTS["b"] in hosts[group] for group in on_b)
+        lengths = Lengths(np.array([300]), np.array([20]))
+        load = Load(served.url, lengths, clients=8, model=plan.model)
+        async with load.running():
+            await until(lambda: len(load.answered) > 20, 30)
+            await asyncio.to_thread(unlike_nodes.kill, "b")
+            await until(lambda: unused(served, on_b), 30)
+            answered = len(load.answered)
+            await until(lambda: len(load.answered) > answered + 20, 30)
+            await until(lambda: said.getvalue().count("waits for its node's return") == 2, 30)
+            await asyncio.to_thread(unlike_nodes.add, "b")
+            await until(lambda: said.getvalue().count("is ready again") == 2, 60)
+            await until(lambda: not unused(served, on_b), 30)
+            answered = len(load.answered)
+            await until(lambda: len(load.answered) > answered + 20, 30)
+    assert load.lost == []
+    decided = [json.loads(line) for line in (tmp_path / "run" / "decisions.jsonl").read_text().splitlines()]
+    assert {one["action"] for one in decided} == {"routes"}, "what is left carries this load"
+
+
+def test_ray_that_is_not_there_is_one_line(
+    plan_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serve = ["serve", str(plan_file), "--launcher", "ray", "--port", "0"]
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "ray", None)
+        assert main(serve) == 2
+    assert "ray: is not installed; run `pip install 'hexgen2[ray]'`" in capsys.readouterr().err
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    for address, message in (
+        ("127.0.0.1:1", "127.0.0.1:1: nothing listens there; start the cluster's head with `ray start --head`"),
+        ("ray://x:1", "is that of a Ray client server"),
+    ):
+        assert main([*serve, "--ray-address", address]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+    assert main(["serve", str(plan_file), "--ray-address", "x:1"]) == 2
+    assert "is for --launcher ray" in capsys.readouterr().err
