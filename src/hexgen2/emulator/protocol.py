@@ -51,6 +51,11 @@ class Generation:
     token_ids: bool
     kv: Body | None
 
+    @property
+    def fetched_later(self) -> bool:
+        """Whether another engine will fetch the KV cache."""
+        return bool(self.kv and self.kv.get("do_remote_decode"))
+
 
 def parse(body: Any, chat: bool, model_names: tuple[str, ...], max_model_len: int) -> Generation:
     """Check a body as vLLM would; `Refused` where it is wrong."""
