@@ -67,6 +67,14 @@ def fit_link(times: Mapping[int, float]) -> LinkFit:
     return LinkFit(bandwidth=exp(solved.x[1]), latency=exp(solved.x[0]) / 2, error=error)
 
 
+def sizes_to(largest: int) -> tuple[int, ...]:
+    """The sizes of reads up to ``largest`` bytes; InputError where that leaves less than two."""
+    sizes = tuple(size for size in SIZES if size <= largest)
+    if len(sizes) < 2:
+        raise InputError("--largest", "", f"is {largest} bytes", f"give {SIZES[1]} at least")
+    return sizes
+
+
 def measure(host: str, port: int, transport: Transport, sizes: Sequence[int] = SIZES) -> dict[int, float]:
     """Median seconds of a read of each size; InputError where nobody serves there."""
     try:

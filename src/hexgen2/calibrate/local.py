@@ -69,10 +69,10 @@ def one_group(gpu: str, model: Model, model_name: str, tp: int, pp: int) -> Plan
     return parse_plan(document, "--layout")
 
 
-def layout_of(plan: Plan) -> Layout:
-    """The layout of a plan's only group."""
+def layout_of(plan: Plan, group_id: str = "c0") -> Layout:
+    """The layout of one of a plan's groups."""
     index = plan.cluster.gpu_by_id
-    (group,) = plan.groups
+    group = plan.group_by_id[group_id]
     return shape(
         plan.cluster,
         tuple(

@@ -59,6 +59,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     links.add_argument("--host", default="0.0.0.0", help="address to serve at (default: %(default)s)")
     links.add_argument("--link", metavar="HOST:PORT", help="measure from there to here")
     links.add_argument("--transport", choices=("nixl", "tcp"), default="nixl", help="default: %(default)s")
+    links.add_argument(
+        "--largest",
+        type=inputs.count,
+        default=2**26,
+        metavar="BYTES",
+        help="largest read (default: %(default)s); less for slow links",
+    )
     output.add_json(parser)
     parser.set_defaults(run=run)
 
@@ -161,7 +168,7 @@ def _serve_links(args: argparse.Namespace) -> int:
 def _measure_link(args: argparse.Namespace) -> int:
     import importlib.util
 
-    from hexgen2.calibrate.links import fit_link, measure
+    from hexgen2.calibrate.links import fit_link, measure, sizes_to
     from hexgen2.specs.errors import InputError
 
     host, _, port = args.link.rpartition(":")
@@ -171,7 +178,7 @@ def _measure_link(args: argparse.Namespace) -> int:
         )
     if args.transport == "nixl" and importlib.util.find_spec("nixl") is None:
         raise InputError("--transport", "", "NIXL is not installed here", "install it, or give tcp")
-    times = measure(host.strip("[]"), int(port), args.transport)
+    times = measure(host.strip("[]"), int(port), args.transport, sizes_to(args.largest))
     fitted = fit_link(times)
     document = fitted.document()
     if args.json:

@@ -1,0 +1,105 @@
+"""Calibration on the test bed: each type of device by a real engine under its quota, each rate of link by real
+transfers between two nodes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import combinations
+from pathlib import Path
+
+from testbed_clusters import WORKLOAD, cluster, cost_model, served_model
+from testbed_fleet import engines
+from testbed_plans import equal_plan
+
+from hexgen2.calibrate.drive import Engine, Grid, measure
+from hexgen2.calibrate.fit import Fit, Measured
+from hexgen2.calibrate.live import fit_live
+from hexgen2.calibrate.local import layout_of
+from hexgen2.cost import Efficiencies
+from hexgen2.deploy.testbed import Bed
+from hexgen2.specs.cluster import Cluster, parse_cluster
+from hexgen2.specs.gpu import GpuType
+from hexgen2.specs.plan import Plan
+
+PORT = 7000
+LARGEST = 2**22
+"""Bytes of the largest read: about the KV cache of a prompt."""
+
+START_S = 30.0
+Tell = Callable[[str], None]
+Points = Mapping[str, tuple[list[Measured], Fit]]
+"""By type of device: what was measured, and the fit."""
+
+
+def calibrate(kinds: Iterable[str], grid: Grid, folder: Path, tell: Tell) -> Points:
+    """Measure an engine on a device of each type, all at once as they will serve, and fit each type."""
+    where = cluster("calibration", {f"n{place}": kind for place, kind in enumerate(kinds)}, gbps=1.0)
+    roles = {node.name: "colocated" for node in where.nodes}
+    plan = equal_plan(where, roles, WORKLOAD, cost_model(Efficiencies()))
+    with Bed(where) as bed:
+        measured = asyncio.run(_measure(bed, plan, grid, folder, tell))
+    return {kind.name: (points, fit_live(kind, points)) for kind, points in measured.items()}
+
+
+async def _measure(bed: Bed, plan: Plan, grid: Grid, folder: Path, tell: Tell) -> dict[GpuType, list[Measured]]:
+    model = served_model()
+    async with engines(bed, plan, folder) as deployment:
+        bed.limit()
+
+        async def one(group: str) -> tuple[GpuType, list[Measured]]:
+            layout = layout_of(plan, group)
+            kind = layout[0].gpu
+            engine = Engine(deployment.coordinator.engine(group).url, model, layout)
+            return kind, await measure(engine, grid, lambda line: tell(f"{kind.name} {line}"))
+
+        return dict(await asyncio.gather(*(one(group.id) for group in plan.groups)))
+
+
+def measure_links(bed: Bed, tell: Tell) -> Cluster:
+    """The bed's cluster with what NIXL gets out of its links: one link of each rate is measured."""
+    nominal = bed.wiring.cluster
+    names = [node.name for node in nominal.nodes]
+    found: dict[float, dict[str, float]] = {}
+    links = []
+    for a, b in combinations(range(len(names)), 2):
+        rate = nominal.node_link(a, b).bandwidth
+        if rate not in found:
+            found[rate] = _measure_link(bed, a, b)
+            told = f"{found[rate]['gbps']:.4g} Gb/s, {found[rate]['latency_ms']:.3g} ms"
+            tell(f"a link of {rate * 8e-9:g} Gb/s carries {told}")
+        links.append({"between": [names[a], names[b]], **found[rate]})
+    return parse_cluster({**nominal.document(), "network": {"links": links}}, nominal.name)
+
+
+def _measure_link(bed: Bed, a: int, b: int) -> dict[str, float]:
+    """Of the link between two nodes: gbps and latency_ms."""
+    command = (sys.executable, "-m", "hexgen2.cli.main", "calibrate")
+    address = f"{bed.wiring.address(a)}:{PORT}"
+    reading = bed.inside(b, (*command, "--link", address, "--largest", str(LARGEST), "--json"))
+    with _running(bed.inside(a, (*command, "--serve-links", str(PORT))), bed.environment(a)):
+        deadline = time.monotonic() + START_S
+        while True:
+            environment = os.environ | bed.environment(b)
+            done = subprocess.run(reading, env=environment, capture_output=True, text=True, check=False)
+            if done.returncode == 0:
+                document = json.loads(done.stdout)
+                return {key: float(document[key]) for key in ("gbps", "latency_ms")}
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"the link to {address} cannot be measured: {done.stderr}")
+            time.sleep(0.5)
+
+
+@contextmanager
+def _running(command: Sequence[str], environment: Mapping[str, str]) -> Iterator[None]:
+    with subprocess.Popen(command, env=os.environ | environment, stderr=subprocess.DEVNULL) as process:
+        try:
+            yield
+        finally:
+            process.terminate()

@@ -1,0 +1,102 @@
+"""One plan, served for real and simulated: the same requests at the same times. And floods, for throughput."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from testbed_fleet import coordinator
+
+from hexgen2.coordinator import CoordinatorConfig
+from hexgen2.cost import CostModel
+from hexgen2.loadgen.client import Load, measure
+from hexgen2.simulator import Requests, simulate
+from hexgen2.specs.catalog.workloads import load_workload
+from hexgen2.specs.plan import Plan
+
+LEAST_REQUESTS = 20
+IN_FLIGHT = 64
+"""Requests in flight in a flood: more than the devices need to be busy."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One that is compared: its key and part in the results, and the error that is aimed at."""
+
+    name: str
+    key: str
+    part: str | None
+    aim: float
+
+    def of(self, results: dict[str, Any]) -> float:
+        return float(results[self.key] if self.part is None else results[self.key][self.part])
+
+
+FIGURES = (
+    Figure("throughput, requests/s", "throughput_rps", None, 0.10),
+    Figure("TTFT P50, s", "ttft_s", "p50", 0.15),
+    Figure("TTFT P99, s", "ttft_s", "p99", 0.30),
+    Figure("TPOT P50, s", "tpot_s", "p50", 0.15),
+    Figure("TPOT P99, s", "tpot_s", "p99", 0.30),
+)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The requests that the client sends for a load, and the pause before the first of them, in seconds."""
+
+    requests: Requests
+    pause_s: float
+
+
+def drawn(load: Load) -> Drawn:
+    """What `hexgen2.loadgen` draws for a load of a given rate: lengths, then exponential gaps."""
+    assert load.rate_rps is not None
+    rng = np.random.default_rng(load.seed)
+    lengths = load.workload.sample(load.requests, rng)
+    arrivals = np.cumsum(rng.exponential(1 / load.rate_rps, size=load.requests))
+    return Drawn(Requests(arrivals - arrivals[0], lengths.inputs, lengths.outputs), float(arrivals[0]))
+
+
+async def compare(
+    plan: Plan, cost: CostModel, config: CoordinatorConfig, level: float, seconds: float, folder: Path
+) -> dict[str, Any]:
+    """Measured and simulated figures at a part of the planned throughput, for so many seconds of arrivals."""
+    rate = level * plan.throughput_rps
+    count = max(LEAST_REQUESTS, round(rate * seconds))
+    workload = load_workload(plan.workload)
+    async with coordinator(config, folder) as url:
+        load = Load(url, workload, count, rate_rps=rate, seed=round(100 * level))
+        measured = await measure(load, Console(quiet=True))
+    sent = drawn(load)
+    measured["throughput_rps"] = measured["completed"] / (measured["duration_s"] - sent.pause_s)
+    simulated = simulate(plan, cost, sent.requests).document()
+    rows = [
+        {
+            "figure": figure.name,
+            "measured": figure.of(measured),
+            "simulated": figure.of(simulated),
+            "error": figure.of(simulated) / figure.of(measured) - 1,
+            "aim": figure.aim,
+        }
+        for figure in FIGURES
+    ]
+    return {
+        "level": level,
+        "rate_rps": rate,
+        "requests": count,
+        "failed": measured["failed"],
+        "rows": rows,
+        "measured": measured,
+        "simulated": simulated,
+    }
+
+
+async def flood(config: CoordinatorConfig, workload: str, count: int, folder: Path) -> dict[str, Any]:
+    """What becomes of ``count`` requests, `IN_FLIGHT` at a time; throughput until the last one's end."""
+    async with coordinator(config, folder) as url:
+        load = Load(url, load_workload(workload), count, concurrency=IN_FLIGHT, seed=1)
+        return await measure(load, Console(quiet=True))
