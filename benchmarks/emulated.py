@@ -1,11 +1,13 @@
-"""The simulator against the emulator behind the real coordinator: the same plan, requests and arrival times.
+"""The simulator against the emulator behind the real coordinator: the same plans, requests and arrival times.
 
-    python benchmarks/emulated.py [--cluster FILE] [--model M] [--workload W] [--solver paper | --plan FILE]
+    python benchmarks/emulated.py [--cluster FILE] [--model M] [--workload W] [--solver S... | --plan FILE]
                                   [--loads 0.5 0.8 1.2] [--requests 400] [--slowdown 5] [--json FILE]
 
-For each load (a part of the plan's throughput) `serve --engine emulated` is started, and the client of `bench`
-sends the requests that the simulator is given too. Both take their times from one cost model; what differs is
-the rest: HTTP, the coordinator's routing and holding back, and that an emulated engine goes step by step.
+Two plans by default, the paper's solver's, which splits prefill and decode, and ours, which on this instance
+has colocated pipelines. For each load (a part of the plan's throughput) `serve --engine emulated` is started,
+and the client of `bench` sends the requests that the simulator is given too. Both take their times from one cost
+model; what differs is the rest: HTTP, the coordinator's routing and holding back, and that an emulated engine
+goes step by step.
 `--slowdown` makes every emulated second longer, so that two cores keep up with the tokens; the figures are
 divided by it. Prints throughput (completed requests over the time from the first arrival to the last end), TTFT
 and TPOT of both.
@@ -47,9 +49,7 @@ FIGURES = (
 )
 
 
-def planned(arguments: argparse.Namespace) -> Plan:
-    if arguments.plan:
-        return load_plan(arguments.plan)
+def planned(arguments: argparse.Namespace, solver: str) -> Plan:
     model = load_model(arguments.model)
     problem = Problem(
         cluster=load_cluster(arguments.cluster),
@@ -59,7 +59,7 @@ def planned(arguments: argparse.Namespace) -> Plan:
         engine=engine_profile("vllm"),
         model_name=arguments.model,
     )
-    return schedule(problem, solver=arguments.solver)
+    return schedule(problem, solver=solver)
 
 
 @contextmanager
@@ -113,27 +113,8 @@ def compare(plan: Plan, load: float, arguments: argparse.Namespace) -> dict[str,
     return {"load": load, "rate_rps": rate, "failed": emulated["failed"], "figures": rows}
 
 
-def first_gap(workload: str, arguments: argparse.Namespace, rate: float) -> float:
-    """Seconds that the client waits before its first request, which is no time of serving."""
-    rng = np.random.default_rng(arguments.seed)
-    load_workload(workload).sample(arguments.requests, rng)
-    return float(rng.exponential(1 / rate))
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--plan", help="a plan file, in place of the next four")
-    parser.add_argument("--cluster", default=str(ROOT / "examples" / "clusters" / "mixed-1.yaml"))
-    parser.add_argument("--model", default="llama-2-70b")
-    parser.add_argument("--workload", default="lpld")
-    parser.add_argument("--solver", default="paper", help="paper: disaggregated (default)")
-    parser.add_argument("--loads", type=float, nargs="+", default=[0.5, 0.8, 1.2])
-    parser.add_argument("--requests", type=int, default=400)
-    parser.add_argument("--slowdown", type=float, default=5.0)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, help="write the figures here")
-    arguments = parser.parse_args(argv)
-    plan = planned(arguments)
+def on_plan(plan: Plan, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """The comparisons of a plan, printed as they are made."""
     where = f"{plan.model} on {plan.cluster.name}, {plan.workload}, {plan.solver}"
     print(f"{where}: {plan.throughput_rps:.4g} requests/s", flush=True)
     results = []
@@ -147,8 +128,34 @@ def main(argv: Sequence[str] | None = None) -> None:
                 f"   {row['difference']:+.1%}",
                 flush=True,
             )
+    return results
+
+
+def first_gap(workload: str, arguments: argparse.Namespace, rate: float) -> float:
+    """Seconds that the client waits before its first request, which is no time of serving."""
+    rng = np.random.default_rng(arguments.seed)
+    load_workload(workload).sample(arguments.requests, rng)
+    return float(rng.exponential(1 / rate))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--plan", help="a plan file, in place of the next four")
+    parser.add_argument("--cluster", default=str(ROOT / "examples" / "clusters" / "mixed-1.yaml"))
+    parser.add_argument("--model", default="llama-2-70b")
+    parser.add_argument("--workload", default="lpld")
+    parser.add_argument("--solver", nargs="+", default=["paper", "hexgen2"], help="a plan of each")
+    parser.add_argument("--loads", type=float, nargs="+", default=[0.5, 0.8, 1.2])
+    parser.add_argument("--requests", type=int, default=400)
+    parser.add_argument("--slowdown", type=float, default=5.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    arguments = parser.parse_args(argv)
+    plans = [load_plan(arguments.plan)] if arguments.plan else []
+    plans = plans or [planned(arguments, solver) for solver in arguments.solver]
+    documents = [{"solver": plan.solver, "loads": on_plan(plan, arguments)} for plan in plans]
     if arguments.json:
-        arguments.json.write_text(json.dumps(results, indent=1) + "\n")
+        arguments.json.write_text(json.dumps(documents, indent=1) + "\n")
 
 
 if __name__ == "__main__":

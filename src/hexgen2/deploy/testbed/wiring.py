@@ -29,8 +29,9 @@ MTU = 9000
 QUEUE_MS = 50
 """How long a packet may wait for tokens before it is dropped."""
 
-TICK_S = 0.004
-"""A token bucket holds what its link carries in so long (a timer tick at 250 Hz), at least `LEAST_BURST`."""
+TICK_S = 0.001
+"""A token bucket holds what its link carries in so long, at least `LEAST_BURST`: little, since what is in it is
+sent at once, and a KV cache after a pause would be faster than the link."""
 
 LEAST_BURST = 2**16
 """Bytes; the largest packet that TCP hands down at once."""
