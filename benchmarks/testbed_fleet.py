@@ -71,4 +71,3 @@ async def serving(bed: Bed, plan: Plan, folder: Path) -> AsyncIterator[Deploymen
             raise RuntimeError(f"{warm['failed']} requests of the warm-up failed, logs in {folder}")
         bed.limit()
         yield deployment
-

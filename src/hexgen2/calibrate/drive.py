@@ -1,11 +1,12 @@
 """Drive a live engine through prompts and decode batches of known sizes, and time it from outside.
 
-Any OpenAI-compatible vLLM will do. Prompts are random token ids, so that no prefix cache helps; a batch is one
-request with several prompts. Times are those of a client: HTTP is in them, as it is for a user.
+Any OpenAI-compatible vLLM will do. Prompts are random token ids, so that no prefix cache helps; a batch is so
+many requests at once. Times are those of a client: HTTP is in them, as it is for a user.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import statistics
 import time
@@ -64,9 +65,15 @@ class Grid:
             point
             for point in (*prefill, *decode)
             if point[1] <= self.batch
-            and point[2] + STEPS + 2 <= self.longest
-            and point[1] * (point[2] + STEPS + 2) <= self.tokens
+            and point[2] + answer_tokens(point[1]) <= self.longest
+            and point[1] * (point[2] + answer_tokens(point[1])) <= self.tokens
         ]
+
+
+def answer_tokens(batch: int) -> int:
+    """Tokens of each answer of a decode point: enough that the first is still running when the last begins, some
+    steps later, and `STEPS` steps from then on."""
+    return STEPS + 3 + batch
 
 
 @dataclass(frozen=True)
@@ -111,7 +118,9 @@ async def measure(engine: Engine, grid: Grid, tell: Tell = lambda _: None, seed:
     timeout = aiohttp.ClientTimeout(total=REQUEST_LIMIT_S, sock_connect=10)
     rng = np.random.default_rng(seed)
     found: list[Measured] = []
-    async with aiohttp.ClientSession(headers=headers, timeout=timeout) as session:
+    async with aiohttp.ClientSession(
+        headers=headers, timeout=timeout, connector=aiohttp.TCPConnector(limit=0)
+    ) as session:
         name, longest = await _served(session, engine.url)
         if longest is not None:
             grid = Grid(min(grid.longest, longest), grid.tokens, grid.batch, grid.repeats)
@@ -127,7 +136,7 @@ async def measure(engine: Engine, grid: Grid, tell: Tell = lambda _: None, seed:
                 continue
             seconds = statistics.median(times)
             tell(f"[{place + 1}/{len(points)}] {phase} of {batch} x {tokens} tokens: {seconds * 1e3:.4g} ms")
-            context = tokens if phase == "prefill" else tokens + 2 + STEPS / 2
+            context = tokens if phase == "prefill" else tokens + 2 + (STEPS + batch) / 2
             found.append(Measured(engine.model, phase, engine.layout, batch, context, seconds))
     return found
 
@@ -143,7 +152,7 @@ async def _time(
 ) -> float:
     if phase == "prefill":
         return (await _ask(session, engine, name, batch, tokens, 1, rng)).all_begun_s(batch)
-    return (await _ask(session, engine, name, batch, tokens, STEPS + 3, rng)).step_s(batch)
+    return (await _ask(session, engine, name, batch, tokens, answer_tokens(batch), rng)).step_s(batch)
 
 
 async def _ask(
@@ -155,42 +164,47 @@ async def _ask(
     answer: int,
     rng: np.random.Generator,
 ) -> Timeline:
-    """One streamed request of ``batch`` prompts; ValueError where the engine refuses or fails it."""
+    """``batch`` streamed requests at once; ValueError where the engine refuses or fails one."""
     ids = rng.integers(10, min(engine.model.vocab_size, 30_000), size=(batch, tokens))
-    body = {
-        "model": name,
-        "prompt": ids.tolist() if batch > 1 else ids[0].tolist(),
-        "max_tokens": answer,
-        "temperature": 0,
-        "ignore_eos": True,
-        "stream": True,
-        "return_token_ids": True,  # a chunk may carry several tokens
-    }
     came: list[tuple[float, int]] = []
     sent = time.perf_counter()
-    try:
+
+    async def one(index: int) -> None:
+        body = {
+            "model": name,
+            "prompt": ids[index].tolist(),
+            "max_tokens": answer,
+            "temperature": 0,
+            "ignore_eos": True,
+            "stream": True,
+            "return_token_ids": True,  # a chunk may carry several tokens
+        }
         async with session.post(f"{engine.url}/v1/completions", json=body) as response:
             if response.status != 200:
                 raise ValueError(f"HTTP {response.status}: {(await response.text())[:200]}")
             async for line in response.content:
                 at = time.perf_counter() - sent
                 if line.startswith(b"data: ") and line[6:].strip() != b"[DONE]":
-                    came += [(at, index) for index in _indices(json.loads(line[6:]))]
-    except (aiohttp.ClientError, TimeoutError) as error:
-        raise ValueError(f"{type(error).__name__}: {error}") from error
+                    came.extend([(at, index)] * _tokens(json.loads(line[6:])))
+
+    answers = await asyncio.gather(*map(one, range(batch)), return_exceptions=True)
+    for error in answers:
+        if isinstance(error, aiohttp.ClientError | TimeoutError):
+            raise ValueError(f"{type(error).__name__}: {error}") from error
+        if error is not None:
+            raise error
     return Timeline(came)
 
 
-def _indices(event: dict[str, Any]) -> list[int]:
-    """Which sequence each token of an event belongs to; ValueError for an error event."""
+def _tokens(event: dict[str, Any]) -> int:
+    """How many tokens an event brings; ValueError for an error event."""
     if "error" in event:
         raise ValueError(f"stream error: {event['error']}")
-    found: list[int] = []
+    count = 0
     for choice in event.get("choices") or ():
         tokens = choice.get("token_ids")
-        count = len(tokens) if tokens is not None else int(bool(choice.get("text")))
-        found += [int(choice.get("index", 0))] * count
-    return found
+        count += len(tokens) if tokens is not None else int(bool(choice.get("text")))
+    return count
 
 
 async def _served(session: aiohttp.ClientSession, url: str) -> tuple[str, int | None]:
