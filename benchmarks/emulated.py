@@ -7,9 +7,9 @@ Two plans by default, the paper's solver's, which splits prefill and decode, and
 has colocated pipelines. For each load (a part of the plan's throughput) `serve --engine emulated` is started,
 and the client of `bench` sends the requests that the simulator is given too. Both take their times from one
 cost model; what differs is the rest: HTTP, the coordinator's routing and holding back, and that an emulated
-engine goes step by step. `--slowdown` makes every emulated second longer, so that two cores keep up with the tokens; the
-figures are divided by it. Prints throughput (completed requests over the time from the first arrival to the last end), TTFT
-and TPOT of both.
+engine goes step by step. `--slowdown` makes every emulated second longer, so that two cores keep up with the
+tokens; the figures are divided by it. Prints throughput (completed requests over the time from the first
+arrival to the last end), TTFT and TPOT of both.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ class Grid:
 
 
 def answer_tokens(batch: int) -> int:
-    """Tokens of each answer of a decode point: enough that the first is still running when the last begins, some
+    """Tokens of each answer of a decode point: so many that the first still runs when the last begins, some
     steps later, and `STEPS` steps from then on."""
     return STEPS + 3 + batch
 
