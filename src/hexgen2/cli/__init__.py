@@ -23,6 +23,7 @@ def commands() -> Sequence[ModuleType]:
         probe,
         serve,
         simulate,
+        top,
     )
 
-    return (probe, calibrate, budget, plan, explain, estimate, simulate, serve, export, bench, demo)
+    return (probe, calibrate, budget, plan, explain, estimate, simulate, serve, top, export, bench, demo)

@@ -161,7 +161,10 @@ class _View:
         return {**words, "capacity_rps": group.capacity_rps}
 
     def _kv_by_route(self) -> Mapping[Ends, float]:
-        """What a group received, by the routes that lead to it in proportion to their requests."""
+        """What a group received, by the routes that lead to it in proportion to their requests; nothing where
+        that was not asked for yet."""
+        if not self._kv:
+            return {}
         into: dict[str, float] = {}
         for (prefill, target), rate in self._rates.items():
             if prefill:
