@@ -1,7 +1,7 @@
 // A line chart of some columns over time, as SVG. Arrow keys and the pointer move a cursor that is read out.
 
 const SVG = "http://www.w3.org/2000/svg";
-const HEIGHT = 152, TOP = 8, BOTTOM = 20, LEFT = 44, RIGHT = 6;
+const HEIGHT = 152, TOP = 8, BOTTOM = 20, LEFT = 54, RIGHT = 6;
 
 export const clock = seconds => new Date(seconds * 1000).toLocaleTimeString([], {hour12: false});
 
