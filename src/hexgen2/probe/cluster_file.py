@@ -46,6 +46,10 @@ def cluster_text(found: Found, when: datetime.datetime, version: str) -> str:
         lines += [*_comments(node.remarks, "  "), f"  - {flow(dict(node.fields))}"]
     if found.link:
         lines += ["network:", *_comments(found.link_remarks, "  "), f"  default: {flow(dict(found.link))}"]
+    if found.links:
+        lines += ["network:", "  links:"]
+        for link in found.links:
+            lines += [*_comments(link.remarks, "    "), f"    - {flow(dict(link.fields))}"]
     return "\n".join(lines) + "\n"
 
 

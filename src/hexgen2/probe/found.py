@@ -24,8 +24,17 @@ class FoundType:
 
 
 @dataclass(frozen=True)
+class FoundLink:
+    """``fields`` as under network.links."""
+
+    fields: Mapping[str, Any]
+    remarks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Found:
-    """A whole machine. ``link``: between its nodes, as under network.default; None where it is one node."""
+    """A machine or a cluster of them. ``link``: between its nodes, as under network.default; None where it is
+    one node, or where ``links`` join all of them."""
 
     name: str
     nodes: tuple[FoundNode, ...]
@@ -33,6 +42,7 @@ class Found:
     link: Mapping[str, float] | None = None
     link_remarks: tuple[str, ...] = ()
     remarks: tuple[str, ...] = field(default=())
+    links: tuple[FoundLink, ...] = ()
 
     def document(self) -> dict[str, Any]:
         """The cluster document, without the remarks."""
@@ -42,4 +52,6 @@ class Found:
         document["nodes"] = [dict(node.fields) for node in self.nodes]
         if self.link:
             document["network"] = {"default": dict(self.link)}
+        if self.links:
+            document["network"] = {"links": [dict(link.fields) for link in self.links]}
         return document

@@ -243,5 +243,5 @@ def test_ports_come_from_the_nodes(unlike_nodes: UnlikeNodes) -> None:
             assert len(set(given)) == 20
             assert all(is_free(host, port) for port in given)
         node = watch.places.found["a"]
-        with pytest.raises(InputError, match=r"--launcher ray: node a: engine: vllm.*pip"):
+        with pytest.raises(InputError, match=r"ray: node a: engine: vllm.*pip"):
             ports.survey([node], {node.id: {"nvidia"}}, transfers=True)

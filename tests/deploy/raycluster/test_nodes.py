@@ -46,7 +46,7 @@ def test_nodes_are_found_by_name_then_by_address(nodes: list[RayNode], expected:
     [
         (
             [node(2)],
-            r"--launcher ray: node a: is not in the Ray cluster \(nodes: 10\.0\.0\.2\); start it with .*a",
+            r"ray: node a: is not in the Ray cluster \(nodes: 10\.0\.0\.2\); start it with .*a",
         ),
         ([], r"node a: is not in the Ray cluster \(nodes: none\)"),
         (

@@ -86,18 +86,18 @@ def trouble(node: RayNode, error: Exception) -> InputError:
 
 
 @contextmanager
-def connected(address: str | None) -> Iterator[RayCluster]:
+def connected(address: str | None, option: str = "--ray-address") -> Iterator[RayCluster]:
     """Connected to the cluster at ``address`` (HOST:PORT, `auto`; by default RAY_ADDRESS, else the cluster that
     runs on this machine). InputError where there is none.
 
-    A process that is connected already stays so, whatever the address.
+    ``option``: what the user calls it. A process that is connected already stays so, whatever the address.
     """
     ray = import_ray()
     if ray.is_initialized():
         yield RayCluster(ray)
         return
     address = address or os.environ.get("RAY_ADDRESS") or "auto"
-    _check(address)
+    _check(address, option)
     try:
         ray.init(
             address=address,
@@ -109,7 +109,7 @@ def connected(address: str | None) -> Iterator[RayCluster]:
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         words = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise InputError(
-            "--ray-address",
+            option,
             address,
             f"cannot be joined ({words.strip()[:200]})",
             "run this on a node of the cluster; `ray status` must answer there",
@@ -120,12 +120,12 @@ def connected(address: str | None) -> Iterator[RayCluster]:
         ray.shutdown()
 
 
-def _check(address: str) -> None:
+def _check(address: str, option: str) -> None:
     """InputError for an address where nothing listens: Ray would try for a minute and then end this
     process."""
     if address.startswith("ray://"):
         raise InputError(
-            "--ray-address",
+            option,
             address,
             "is that of a Ray client server, and engines are started from inside the cluster",
             "run this on a node of the cluster, without the option",
@@ -136,7 +136,7 @@ def _check(address: str) -> None:
     with suppress(OSError), socket.create_connection((host.strip("[]"), int(port)), CONNECT_S):
         return
     raise InputError(
-        "--ray-address", address, "nothing listens there", "start the cluster's head with `ray start --head`"
+        option, address, "nothing listens there", "start the cluster's head with `ray start --head`"
     )
 
 

@@ -16,7 +16,8 @@ LABEL = "hexgen2-node"
 RESOURCE = f"{LABEL}:"
 """A node's name among the custom resources: one Ray node may have several."""
 
-OPTION = "--launcher ray"
+OPTION = "ray"
+"""What errors name as their source."""
 
 
 @dataclass(frozen=True)
