@@ -57,13 +57,23 @@ class Applier:
         self._engines = engines
         self._drain_s = drain_s
 
-    async def apply(self, base: Plan, chosen: Candidate, carrier: Carrier, note: str, idle: Seats = ()) -> Plan:
+    async def apply(
+        self,
+        base: Plan,
+        chosen: Candidate,
+        carrier: Carrier,
+        note: str,
+        idle: Seats = (),
+        displaced: Sequence[str] = (),
+    ) -> Plan:
         """Go the candidate's way; the plan that serves then. ``base``: the plan that serves now; ``idle``:
-        groups that are lost, to be watched for their return. ChangeFailed where a group does not start; what it
-        was to replace has been started again then, if that could be."""
+        groups that are lost, to be watched for their return; ``displaced``: lost groups whose GPUs others get,
+        so that they must not come back. ChangeFailed where a group does not start; what it was to replace has
+        been started again then, if that could be."""
         lengths = carrier.setting.lengths
         final = plan_of(base, (*chosen.seats, *idle), chosen.carried, lengths, note)
         serving = base
+        await self._engines.end(displaced)
         for wave in chosen.waves:
             stops = [seat.id for seat in wave.stops]
             if wave.rps > 0:

@@ -265,13 +265,11 @@ class Controller:
         """Put a remedy into effect; whether that worked out."""
         names = {seat.id for seat in chosen.seats} | set(chosen.stops)
         taken = {gpu for seat in chosen.seats for gpu in seat.gpus}
-        idle = tuple(
-            seat
-            for seat in seats_of(self.plan, self._started)
-            if seat.id not in names and not seat.gpus & taken
-        )
+        lost = tuple(seat for seat in seats_of(self.plan, self._started) if seat.id not in names)
+        idle = tuple(seat for seat in lost if not seat.gpus & taken)
+        displaced = [seat.id for seat in lost if seat.gpus & taken]
         try:
-            self.plan = await self._applier.apply(self.plan, chosen, carrier, note, idle)
+            self.plan = await self._applier.apply(self.plan, chosen, carrier, note, idle, displaced)
         except ChangeFailed as failure:
             log.error("the change failed: %s", failure)
             self.plan = failure.plan

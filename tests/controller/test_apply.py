@@ -1,0 +1,58 @@
+"""In which order a change of groups is put into effect."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any, cast
+
+from hexgen2.controller.apply import Applier
+from hexgen2.controller.carry import Carrier, Seat, seats_of
+from hexgen2.controller.remedies import Demand, candidate
+from hexgen2.coordinator import Coordinator, CoordinatorConfig
+from hexgen2.specs.plan import Plan
+from tests.controller.cases import long_answers, plan, setting
+
+DEMAND = Demand(rps=1e9, horizon_s=600.0, restart_s=5.0)
+
+
+class Recorder:
+    """A coordinator and engines that only write down what is asked of them."""
+
+    def __init__(self, of: Plan) -> None:
+        self.done: list[tuple[str, list[str]]] = []
+        self.urls: Mapping[str, str] = {group.id: f"http://{group.id}" for group in of.groups}
+        self.config = SimpleNamespace(served_model_names=("m",))
+        self.fleet = SimpleNamespace(engines={})
+
+    async def start(self, _: Plan, groups: Sequence[str]) -> None:
+        self.done.append(("start", list(groups)))
+        self.urls = {**self.urls, **{group: f"http://{group}" for group in groups}}
+
+    async def end(self, groups: Sequence[str]) -> None:
+        if groups:
+            self.done.append(("end", list(groups)))
+
+    async def update(self, config: CoordinatorConfig) -> None:
+        self.done.append(("route", [one.group_id for one in config.engines if one.share > 0]))
+
+    async def retire(self, group: str, drain_s: float) -> None:
+        assert drain_s == 3.0
+        self.done.append(("retire", [group]))
+
+
+async def test_a_lost_group_ends_before_its_gpus_are_given_away() -> None:
+    """Its supervisor would start it again beside its successor when its node returns."""
+    base, carrier = plan(), Carrier(setting(long_answers()))
+    lost, *serving = seats_of(base)
+    successor = Seat("c9", "colocated", lost.stages)
+    recorder = Recorder(base)
+    chosen = candidate(carrier, tuple(serving), (*serving, successor), DEMAND)
+    applier = Applier(cast(Coordinator, recorder), cast(Any, recorder), drain_s=3.0)
+    await applier.apply(base, chosen, carrier, "a test", displaced=[lost.id])
+    assert recorder.done[0] == ("end", [lost.id])
+    assert ("start", ["c9"]) in recorder.done
+    kind, groups = recorder.done[-1]
+    assert kind == "route"
+    assert "c9" in groups
+    assert lost.id not in groups
