@@ -145,7 +145,9 @@ def calibrated(arguments: argparse.Namespace) -> Path:
     file = arguments.folder / "cpu-testbed.yaml"
     file.write_text(profile_text(profile))
     for name, (points, fit) in fits.items():
-        errors = ", ".join(f"{phase} {fit.median_error(points, phase):.1%}" for phase in ("prefill", "decode"))
+        errors = ", ".join(
+            f"{phase} {fit.median_error(points, phase):.1%}" for phase in ("prefill", "decode", "handoff")
+        )
         tell(f"{name}: median error of the fit {errors}")
     return file
 

@@ -1,5 +1,5 @@
-"""Calibration on the test bed: each type of device by a real engine under its quota, each rate of link by real
-transfers between two nodes."""
+"""Calibration on the test bed: each type of device by a real engine under its quota, what it takes to go on
+from another engine's KV cache, and each rate of link by real transfers between two nodes."""
 
 from __future__ import annotations
 
@@ -20,15 +20,20 @@ from testbed_plans import equal_plan
 
 from hexgen2.calibrate.drive import Engine, Grid, measure
 from hexgen2.calibrate.fit import Fit, Measured
+from hexgen2.calibrate.handoff import measure_handoff
 from hexgen2.calibrate.live import fit_live
 from hexgen2.calibrate.local import layout_of
 from hexgen2.cost import Efficiencies
 from hexgen2.deploy.testbed import Bed
 from hexgen2.specs.cluster import Cluster, parse_cluster
 from hexgen2.specs.gpu import GpuType
-from hexgen2.specs.plan import Plan
+from hexgen2.specs.plan import Plan, Role
 
 PORT = 7000
+LINK_GBPS = 1.0
+HANDED_OVER = (64, 256, 480)
+"""Tokens of the prompts whose KV caches are handed over."""
+
 LARGEST = 2**22
 """Bytes of the largest read: about the KV cache of a prompt."""
 
@@ -39,9 +44,13 @@ Points = Mapping[str, tuple[list[Measured], Fit]]
 
 
 def calibrate(kinds: Iterable[str], grid: Grid, folder: Path, tell: Tell) -> Points:
-    """Measure an engine on a device of each type, all at once as they will serve, and fit each type."""
-    where = cluster("calibration", {f"n{place}": kind for place, kind in enumerate(kinds)}, gbps=1.0)
-    roles = {node.name: "colocated" for node in where.nodes}
+    """Measure a decode engine on a device of each type, all at once as they will serve, and fit each type. One
+    more, on a device of the first type, hands KV caches over."""
+    names = list(kinds)
+    nodes = {f"n{place}": kind for place, kind in enumerate([*names, names[0]])}
+    where = cluster("calibration", nodes, gbps=LINK_GBPS)
+    roles: dict[str, Role] = dict.fromkeys(nodes, "decode")
+    roles[f"n{len(names)}"] = "prefill"
     plan = equal_plan(where, roles, WORKLOAD, cost_model(Efficiencies()))
     with Bed(where) as bed:
         measured = asyncio.run(_measure(bed, plan, grid, folder, tell))
@@ -53,13 +62,23 @@ async def _measure(bed: Bed, plan: Plan, grid: Grid, folder: Path, tell: Tell) -
     async with engines(bed, plan, folder) as deployment:
         bed.limit()
 
-        async def one(group: str) -> tuple[GpuType, list[Measured]]:
-            layout = layout_of(plan, group)
-            kind = layout[0].gpu
-            engine = Engine(deployment.coordinator.engine(group).url, model, layout)
-            return kind, await measure(engine, grid, lambda line: tell(f"{kind.name} {line}"))
+        targets = {
+            group.id: Engine(deployment.coordinator.engine(group.id).url, model, layout_of(plan, group.id))
+            for group in plan.role_groups("decode")
+        }
 
-        return dict(await asyncio.gather(*(one(group.id) for group in plan.groups)))
+        async def one(engine: Engine) -> list[Measured]:
+            name = engine.layout[0].gpu.name
+            return await measure(engine, grid, lambda line: tell(f"{name} {line}"))
+
+        found = await asyncio.gather(*map(one, targets.values()))
+        (source,) = plan.role_groups("prefill")
+        from_url = deployment.coordinator.engine(source.id).url
+        link = bed.wiring.cluster.node_link(0, 1)
+        for points, engine in zip(found, targets.values(), strict=True):
+            points += await measure_handoff(from_url, engine, link, HANDED_OVER, grid.repeats + 2)
+            tell(f"{engine.layout[0].gpu.name} hand-over: {points[-1].seconds * 1e3:.4g} ms")
+        return {engine.layout[0].gpu: points for points, engine in zip(found, targets.values(), strict=True)}
 
 
 def measure_links(bed: Bed, tell: Tell) -> Cluster:

@@ -44,9 +44,11 @@ async def coordinator(config: CoordinatorConfig, folder: Path) -> AsyncIterator[
     """The URL of a coordinator in a process of its own, as `serve` has it, outside of the nodes."""
     file = folder / "coordinator.json"
     file.write_text(config.model_dump_json())
-    command = (sys.executable, "-m", "hexgen2.coordinator", "--config", str(file), "--port", "0")
-    command += ("--log-level", "error")
-    process = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "hexgen2.coordinator", "--config", str(file), "--port", "0"),
+        *("--log-level", "error"),
+        stderr=asyncio.subprocess.PIPE,
+    )
     assert process.stderr is not None
     try:
         async with asyncio.timeout(COORDINATOR_S):

@@ -71,7 +71,8 @@ def best_equal(cluster: Cluster, workload: str, cost: CostModel, *, colocated: b
     choices: list[tuple[Role, ...]] = list(product(("prefill", "decode"), repeat=len(nodes)))
     choices = [roles for roles in choices if len(set(roles)) == 2]
     if colocated:
-        choices.append(("colocated",) * len(nodes))
+        everywhere: Role = "colocated"
+        choices.append((everywhere,) * len(nodes))
     plans = [equal_plan(cluster, dict(zip(nodes, roles, strict=True)), workload, cost) for roles in choices]
     lengths = load_workload(workload).sample(REQUESTS, np.random.default_rng(0))
     backlog = offline(lengths)

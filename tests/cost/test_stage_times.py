@@ -97,6 +97,16 @@ class TestTermsOfSomeEngines:
         assert slower.seconds(5, 0, 50, 5) - plain.seconds(5, 0, 50, 5) == pytest.approx(5e-4)
         assert slower.seconds(5, 25, 0, 1) - plain.seconds(5, 25, 0, 1) == pytest.approx(7e-3 + 1e-4)
 
+    @pytest.mark.parametrize(("first_layer", "times"), [(0, 1), (4, 0)])
+    def test_requests_that_begin_cost_the_first_stage_time(
+        self, model: Model, gpu: GpuType, full_speed: Efficiency, first_layer: int, times: int
+    ) -> None:
+        slow = full_speed.model_copy(update={"request_overhead_s": 5e-3, "handoff_overhead_s": 2e-3})
+        cost = stage_cost(model, StageShape(gpu, 1, 4), slow, first_layer, False)
+        plain = cost.seconds(30, 300, 50, 5)
+        assert cost.seconds(30, 300, 50, 5, begun=3) - plain == pytest.approx(times * 15e-3)
+        assert cost.seconds(30, 300, 50, 5, taken=2) - plain == pytest.approx(times * 4e-3)
+
     def test_large_messages_go_slower(self, model: Model, gpu: GpuType, full_speed: Efficiency) -> None:
         # Beyond 100 tokens of 2000 bytes at a quarter of 10 GB/s: 9 all-reduces × 2000 bytes × 0.3 ns more.
         large = full_speed.model_copy(update={"large_link": 0.25, "large_message_bytes": 100 * 2000.0})

@@ -89,7 +89,7 @@ async def test_a_fetched_cache_is_not_computed() -> None:
     core = EngineCore(timing, max_batch=4)
     assert core.memory.try_take(2)
     await finished(core, [Sequence([3] * 20, 4, kv_ready=True, blocks=2)])
-    assert timing.works == [Work(0, 0, 0, 1, 21 + step) for step in range(4)]
+    assert timing.works == [Work(0, 0, 0, 1, 21 + step, taken=step == 0) for step in range(4)]
 
 
 async def test_the_last_to_come_gives_up_its_memory_and_starts_over() -> None:

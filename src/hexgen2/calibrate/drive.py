@@ -121,7 +121,7 @@ async def measure(engine: Engine, grid: Grid, tell: Tell = lambda _: None, seed:
     async with aiohttp.ClientSession(
         headers=headers, timeout=timeout, connector=aiohttp.TCPConnector(limit=0)
     ) as session:
-        name, longest = await _served(session, engine.url)
+        name, longest = await served(session, engine.url)
         if longest is not None:
             grid = Grid(min(grid.longest, longest), grid.tokens, grid.batch, grid.repeats)
         points = grid.points()
@@ -207,7 +207,7 @@ def _tokens(event: dict[str, Any]) -> int:
     return count
 
 
-async def _served(session: aiohttp.ClientSession, url: str) -> tuple[str, int | None]:
+async def served(session: aiohttp.ClientSession, url: str) -> tuple[str, int | None]:
     """(name of the served model, its longest sequence)."""
     try:
         async with session.get(f"{url}/v1/models") as response:

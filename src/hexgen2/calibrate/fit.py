@@ -20,10 +20,12 @@ from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
 from hexgen2.cost import CostModel, Efficiencies, Efficiency, Layout, Profile, Settings
+from hexgen2.cost.capacity import decode_cycle
+from hexgen2.specs.gpu import Link
 from hexgen2.specs.model import Model
 
 FloatArray = NDArray[np.float64]
-Phase = Literal["prefill", "decode"]
+Phase = Literal["prefill", "decode", "handoff"]
 
 LIMITS: Mapping[str, tuple[float, float]] = {
     "compute": (0.01, 1.0),
@@ -39,6 +41,8 @@ LIMITS: Mapping[str, tuple[float, float]] = {
     "layer_launch_s": (1e-8, 0.1),
     "prompt_overhead_s": (1e-7, 1.0),
     "sequence_overhead_s": (1e-9, 0.1),
+    "request_overhead_s": (1e-7, 1.0),
+    "handoff_overhead_s": (1e-7, 1.0),
 }
 """What a fitted parameter may be; a parameter that ends at a limit was not determined."""
 
@@ -71,7 +75,8 @@ class Measured:
     """A measured time of one replica of a model.
 
     ``prefill``: ``batch`` prompts of ``tokens`` tokens each, all at once. ``decode``: a step of ``batch``
-    sequences with ``tokens`` tokens of context each.
+    sequences with ``tokens`` tokens of context each. ``handoff``: from the request to an idle engine that takes
+    the KV cache of a prompt of ``tokens`` tokens over ``link``, to its first token.
     """
 
     model: Model
@@ -80,11 +85,15 @@ class Measured:
     batch: int
     tokens: float
     seconds: float
+    link: Link | None = None
 
     def predicted(self, cost: CostModel) -> float:
         """The cost model's time for it."""
         if self.phase == "prefill":
             return cost.prefill_seconds(self.layout, [round(self.tokens)] * self.batch)
+        if self.phase == "handoff":
+            sent = 0.0 if self.link is None else self.link.seconds(self.tokens * cost.model.kv_bytes_per_token)
+            return sent + decode_cycle(cost.compiled(self.layout).costs, 1, self.tokens, taken=1)
         return cost.decode_step_seconds(self.layout, self.batch, self.batch * self.tokens)
 
 

@@ -18,6 +18,7 @@ FREE = (
     "step_overhead_s",
     "prompt_overhead_s",
     "sequence_overhead_s",
+    "request_overhead_s",
 )
 
 
@@ -32,7 +33,12 @@ def fit_live(gpu: GpuType, measured: Sequence[Measured]) -> Fit:
             "layer_launch_s": default.layer_overhead_s / 4,
             "prompt_overhead_s": default.step_overhead_s,
             "sequence_overhead_s": default.step_overhead_s / 100,
+            "request_overhead_s": default.step_overhead_s,
         }
     )
     spread = any(stage.tp > 1 or stage.upstream for one in measured for stage in one.layout)
-    return fit(gpu.name, measured, start, (*FREE, "link") if spread else FREE)
+    free = (*FREE, "link") if spread else FREE
+    if any(one.phase == "handoff" for one in measured):
+        start = start.model_copy(update={"handoff_overhead_s": default.step_overhead_s})
+        free = (*free, "handoff_overhead_s")
+    return fit(gpu.name, measured, start, free)

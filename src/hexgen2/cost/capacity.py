@@ -60,15 +60,16 @@ def prefill_times(
     More tokens than the budget are cut into chunks of the budget and a rest; each reads the weights again.
     """
     if tokens <= budget:
-        times = [cost.seconds(tokens, squares, 0.0, requests) for cost in costs]
+        times = [cost.seconds(tokens, squares, 0.0, requests, requests) for cost in costs]
         return times, times
     whole, rest = divmod(tokens, budget)
     squares, requests = squares / tokens, requests / tokens
-    first = [cost.seconds(budget, squares * budget, 0.0, requests * budget) for cost in costs]
+    chunk = requests * budget
+    first = [cost.seconds(budget, squares * budget, 0.0, chunk, chunk) for cost in costs]
     total = [whole * seconds for seconds in first]
     if rest:
         for stage, cost in enumerate(costs):
-            total[stage] += cost.seconds(rest, squares * rest, 0.0, requests * rest)
+            total[stage] += cost.seconds(rest, squares * rest, 0.0, requests * rest, requests * rest)
     return first, total
 
 
@@ -80,17 +81,25 @@ def prefill_latency(first: Sequence[float], total: Sequence[float]) -> float:
     return sum(first) + max(everything - one for everything, one in zip(total, first, strict=True))
 
 
-def decode_cycle(costs: Sequence[StageCost], batch: float, context: float) -> float:
-    """Seconds in which each of ``batch`` sequences with ``context`` tokens in all gets one token.
+def decode_cycle(costs: Sequence[StageCost], batch: float, context: float, taken: float = 0.0) -> float:
+    """Seconds in which each of ``batch`` sequences with ``context`` tokens in all gets one token; ``taken`` of
+    them go on from a KV cache that came from elsewhere.
 
     p stages run min(p, batch) micro-batches. A micro-batch comes around when it has passed all stages, and when
     each of the others has passed the slowest one.
     """
-    return cycle_seconds(costs, batch, batch, 0.0, context, batch)
+    return cycle_seconds(costs, batch, batch, 0.0, context, batch, taken=taken)
 
 
 def cycle_seconds(
-    costs: Sequence[StageCost], sequences: float, tokens: float, squares: float, context: float, yields: float
+    costs: Sequence[StageCost],
+    sequences: float,
+    tokens: float,
+    squares: float,
+    context: float,
+    yields: float,
+    begun: float = 0.0,
+    taken: float = 0.0,
 ) -> float:
     """Seconds in which an iteration's work (see `StageCost.seconds`) passes a pipeline of p stages.
 
@@ -101,7 +110,9 @@ def cycle_seconds(
     micro = min(len(costs), sequences)
     total = slowest = 0.0
     for cost in costs:
-        seconds = cost.seconds(tokens / micro, squares / micro, context / micro, yields / micro)
+        seconds = cost.seconds(
+            tokens / micro, squares / micro, context / micro, yields / micro, begun / micro, taken / micro
+        )
         total += seconds
         slowest = max(slowest, seconds)
     return max(total, micro * slowest)
@@ -137,10 +148,13 @@ def decode_capacity(
     settings: Settings,
     tpot_s: float | None = None,
 ) -> DecodeCapacity:
-    """max b/(E[s_out]·t_cycle(b)) over the batches b that fit the memory, max_batch and the TPOT target."""
+    """max b/(E[s_out]·t_cycle(b)) over the batches b that fit the memory, max_batch and the TPOT target.
+
+    In balance b/E[s_out] requests come with each cycle, in place of those that end.
+    """
 
     def cycle(batch: int) -> float:
-        return decode_cycle(costs, batch, batch * moments.context)
+        return decode_cycle(costs, batch, batch * moments.context, batch / moments.output)
 
     batch, kv_limited = _largest_batch(cycle, moments, max_tokens, settings, settings.max_batch, tpot_s)
     seconds = cycle(max(1, batch))
@@ -169,7 +183,7 @@ def colocated_capacity(
         count = batch * prompts / part
         alone = cycle_seconds(costs, batch, batch, 0.0, context, batch)
         tokens, squares = batch + count * moments.input, count * moments.input_sq
-        mixed = cycle_seconds(costs, batch + count, tokens, squares, context, batch + count)
+        mixed = cycle_seconds(costs, batch + count, tokens, squares, context, batch + count, begun=count)
         return part * mixed + (1 - part) * alone
 
     first, alone = prefill_times(costs, moments.input, moments.input_sq, 1.0, settings.token_budget)

@@ -22,6 +22,8 @@ OVERHEADS = (
     "layer_launch_s",
     "prompt_overhead_s",
     "sequence_overhead_s",
+    "request_overhead_s",
+    "handoff_overhead_s",
 )
 
 
@@ -38,10 +40,13 @@ class Efficiency(Spec):
     device works at the same time, so a stage takes the longer of the two (an engine without CUDA graphs decodes
     at the host's pace). ``prompt_overhead_s`` per stage for an iteration with prompts in it, beyond
     ``step_overhead_s``. ``sequence_overhead_s`` per sequence that yields a token, on the last stage: sampling,
-    detokenising, keeping its books. ``large_link``, ``large_message_bytes``: of an all-reduce's message, what
-    goes beyond so many bytes is sent at that fraction of the link in place of ``link``. ``reduce_hops``: the
-    latencies of a link that an all-reduce inside a node takes at most; a ring takes 2·(t−1), kernels that read
-    all peers at once fewer.
+    detokenising, keeping its books. ``request_overhead_s`` per request whose prompt begins, and
+    ``handoff_overhead_s`` per request whose KV cache came from elsewhere, on the first stage: HTTP, entering
+    and leaving the engine's books, asking for the cache. Both take time from the other requests of the engine,
+    as they do where the server shares the model's processor; beside a GPU they hardly do. ``large_link``,
+    ``large_message_bytes``: of an all-reduce's message, what goes beyond so many bytes is sent at that fraction
+    of the link in place of ``link``. ``reduce_hops``: the latencies of a link that an all-reduce inside a node
+    takes at most; a ring takes 2·(t−1), kernels that read all peers at once fewer.
     """
 
     compute: float = Fraction
@@ -54,6 +59,8 @@ class Efficiency(Spec):
     layer_launch_s: float = Field(default=0.0, ge=0)
     prompt_overhead_s: float = Field(default=0.0, ge=0)
     sequence_overhead_s: float = Field(default=0.0, ge=0)
+    request_overhead_s: float = Field(default=0.0, ge=0)
+    handoff_overhead_s: float = Field(default=0.0, ge=0)
     large_link: float | None = Field(default=None, gt=0, le=1.5)
     large_message_bytes: float | None = Field(default=None, gt=0)
     reduce_hops: float | None = Field(default=None, gt=0)

@@ -266,6 +266,7 @@ def prompt_queue(
                 squares / micro,
                 beside * moments.context / micro,
                 (beside + count) / micro,
+                count / micro,
             )
             - cost.seconds(beside / micro, 0.0, beside * moments.context / micro, beside / micro)
             for cost in costs
@@ -319,10 +320,13 @@ def _alone(costs: Sequence[StageCost], prompts: FloatArray, budget: int) -> Floa
     return total
 
 
-def answer_queue(costs: Sequence[StageCost], moments: Moments, places: int) -> AnswerQueue:
+def answer_queue(
+    costs: Sequence[StageCost], moments: Moments, places: int, *, colocated: bool = False
+) -> AnswerQueue:
     """The decoding of a layout; step times between `GRID` sizes are interpolated (they are nearly straight)."""
     sizes = np.unique(np.rint(np.geomspace(1, places, GRID)).astype(int))
-    known = [decode_cycle(costs, int(size), int(size) * moments.context) for size in sizes]
+    taken = 0.0 if colocated else 1 / moments.output
+    known = [decode_cycle(costs, int(size), int(size) * moments.context, size * taken) for size in sizes]
     steps = np.interp(np.arange(1, places + 1), sizes, np.array(known))
     return AnswerQueue(steps, moments.output)
 
@@ -331,7 +335,7 @@ def shared_queue(
     costs: Sequence[StageCost], moments: Moments, places: int, rate: float, settings: Settings
 ) -> SharedQueue:
     """A colocated layout near a rate (what a prompt adds to a step depends a little on the step's batch)."""
-    answers = answer_queue(costs, moments, places)
+    answers = answer_queue(costs, moments, places, colocated=True)
     beside = max(1.0, answers.mean_batch(rate))
     room = len(costs) * settings.token_budget - beside
     batch = max(1, int(room / moments.input))

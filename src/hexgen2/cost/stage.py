@@ -33,6 +33,7 @@ class StageCost:
     gather_s                        per sequence that yields a token: gathering the logits over TP, sampling
     fixed_s                         per iteration: latencies and overheads of the layers
     step_s, prompt_s                per iteration, and per iteration with prompts: overheads beside the layers
+    request_s, handoff_s            per request whose prompt begins, and per one whose KV cache was taken over
     launch_s                        per iteration: the host's time to launch the layers' kernels
     large_token_s, small_tokens     per token beyond ``small_tokens`` of an iteration: all-reduces are slower
     """
@@ -55,13 +56,24 @@ class StageCost:
     fixed_s: float
     step_s: float
     prompt_s: float
+    request_s: float
+    handoff_s: float
     launch_s: float
     large_token_s: float
     small_tokens: float
 
-    def seconds(self, tokens: float, squares: float, context: float, yields: float) -> float:
+    def seconds(
+        self,
+        tokens: float,
+        squares: float,
+        context: float,
+        yields: float,
+        begun: float = 0.0,
+        taken: float = 0.0,
+    ) -> float:
         """One iteration: ``tokens`` go through, of them prompts with Σs² = ``squares``; decoding sequences have
-        ``context`` tokens of KV cache together; ``yields`` sequences get a next token.
+        ``context`` tokens of KV cache together; ``yields`` sequences get a next token; the prompts of ``begun``
+        requests begin, and ``taken`` others go on from a KV cache that came from elsewhere.
 
         Pure prefill has context 0, pure decode squares 0 and tokens = yields.
         """
@@ -76,6 +88,7 @@ class StageCost:
             busy += self.moe_layers * max(tokens * self.moe_token_s + attention, read)
         # Reading the KV cache stays outside of the maximum, so that the time is linear in the context.
         total = max(busy, self.launch_s) + context * self.context_s + self.step_s
+        total += begun * self.request_s + taken * self.handoff_s
         if squares:
             total += self.prompt_s
         if yields and self.head_read_s:
@@ -162,6 +175,8 @@ def stage_cost(
         fixed_s=fixed_s,
         step_s=efficiency.step_overhead_s,
         prompt_s=efficiency.prompt_overhead_s,
+        request_s=efficiency.request_overhead_s if first_layer == 0 else 0.0,
+        handoff_s=efficiency.handoff_overhead_s if first_layer == 0 else 0.0,
         launch_s=layers * efficiency.layer_launch_s,
         large_token_s=large_token_s,
         small_tokens=small_tokens,

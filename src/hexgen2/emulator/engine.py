@@ -288,4 +288,6 @@ def _work(decoding: list[Sequence], chunks: list[tuple[Sequence, int]]) -> Work:
         squares=sum((s.begun + size) ** 2 - s.begun**2 for s, size in chunks),
         batch=len(decoding),
         context=sum(s.context + 1 for s in decoding),
+        begun=sum(s.begun == 0 for s, _ in chunks),
+        taken=sum(s.kv_ready and s.generated == 0 for s in decoding),
     )

@@ -16,13 +16,16 @@ from hexgen2.cost.stage import StageCost
 @dataclass(frozen=True)
 class Work:
     """What one iteration carries: ``prompt_tokens`` of ``prompts`` prompts (or chunks of them) with Σ of their
-    squares' growth ``squares``, and ``batch`` sequences that decode over ``context`` tokens together."""
+    squares' growth ``squares``, and ``batch`` sequences that decode over ``context`` tokens together. Of these,
+    ``begun`` prompts begin, and ``taken`` sequences go on from a KV cache that came from elsewhere."""
 
     prompts: int
     prompt_tokens: int
     squares: int
     batch: int
     context: int
+    begun: int = 0
+    taken: int = 0
 
 
 class Timing(Protocol):
@@ -89,9 +92,10 @@ class ModelledTiming:
         sequences = work.batch + work.prompts
         tokens = work.batch + work.prompt_tokens
         if self.prefill:
-            load = (tokens, work.squares, work.context, sequences)
+            load = (tokens, work.squares, work.context, sequences, work.begun)
             return [self.slowdown * cost.seconds(*load) for cost in self.costs]
-        seconds = cycle_seconds(self.costs, sequences, tokens, work.squares, work.context, sequences)
+        load = (sequences, tokens, work.squares, work.context, sequences, work.begun, work.taken)
+        seconds = cycle_seconds(self.costs, *load)
         return (self.slowdown * seconds,)
 
     def kv_transfer_s(self, tokens: int) -> float:

@@ -59,6 +59,8 @@ class Engine:
         self._running: dict[int, Sequence] = {}
         self._ends: list[tuple[int, int, Sequence]] = []
         self._fetching = 0
+        self._taken = 0  # since the last step began
+        self._handoffs = any(cost.handoff_s for cost in compiled.costs)
         self._starting = False
         self._context = 0
         # The run of steps under way: its start, its steps, and the seconds of its first step and their growth.
@@ -141,6 +143,7 @@ class Engine:
         while self._ready and len(self._running) + len(self._prefilling) < self._max_batch:
             head = self._ready.popleft()
             self._join(head, head.inputs)
+            self._taken += 1
         while self._running and self.blocks.steps_left(1) == 0:
             self._preempt()
         if self._prefilling:
@@ -179,10 +182,13 @@ class Engine:
         """Steps until a sequence ends or blocks run out; each reads one more token for every sequence."""
         while self._ends[0][2].finish_step != self._ends[0][0]:
             heappop(self._ends)  # preempted since
-        steps = self.blocks.steps_left(self._ends[0][0] - self.blocks.step)
+        taken, self._taken = self._taken, 0
+        # A step that takes requests over lasts longer than those after it, so it is a run of its own.
+        most = 1 if taken and self._handoffs else self._ends[0][0] - self.blocks.step
+        steps = self.blocks.steps_left(most)
         batch = len(self._running)
         context = self._context + batch
-        first = cycle_seconds(self._costs, batch, batch, 0.0, context, batch)
+        first = cycle_seconds(self._costs, batch, batch, 0.0, context, batch, taken=taken)
         growth = 0.0
         if steps > 1:
             last = cycle_seconds(self._costs, batch, batch, 0.0, context + (steps - 1) * batch, batch)
@@ -193,19 +199,28 @@ class Engine:
         """One step in which prompts (or parts of them) run along with the decoding sequences."""
         batch = len(self._running)
         room = max(1, self._budget - batch)
-        tokens, squares = 0, 0
+        tokens, squares, begun = 0, 0, 0
         for sequence in self._prefilling:
             done = sequence.done_prompt
             chunk = min(sequence.pending - done, room - tokens)
             if chunk <= 0:
                 break
             self._chunks.append((sequence, chunk))
+            begun += done == 0 and sequence.generated == 0
             tokens += chunk
             squares += (done + chunk) ** 2 - done**2
         # A chunk that does not end its prompt has its last token multiplied with the LM head too, for nothing.
         sequences = batch + len(self._chunks)
+        taken, self._taken = self._taken, 0
         seconds = cycle_seconds(
-            self._costs, sequences, batch + tokens, float(squares), self._context + batch, sequences
+            self._costs,
+            sequences,
+            batch + tokens,
+            float(squares),
+            self._context + batch,
+            sequences,
+            begun,
+            taken,
         )
         self._begin(1, seconds, 0.0)
 

@@ -73,11 +73,11 @@ class PrefillGroup:
     def _begin(self, _: None) -> None:
         """Start a batch, if there is room for one."""
         self._called = False
-        tokens, squares, prompts, whole = self._next_batch()
+        tokens, squares, prompts, begun, whole = self._next_batch()
         if not tokens:
             return
         end = self._events.now
-        times = [cost.seconds(tokens, squares, 0.0, prompts) for cost in self._costs]
+        times = [cost.seconds(tokens, squares, 0.0, prompts, begun) for cost in self._costs]
         for stage, seconds in enumerate(times):
             end = max(end, self._stage_free[stage]) + seconds
             self._stage_free[stage] = end
@@ -89,9 +89,10 @@ class PrefillGroup:
         self._events.at(end, self._end, whole)
         self._begin_soon()
 
-    def _next_batch(self) -> tuple[int, float, int, list[Sequence]]:
-        """From the head of the queue, up to the budget: tokens, their part of Σs², prompts, those that end."""
-        tokens, squares, prompts = 0, 0, 0
+    def _next_batch(self) -> tuple[int, float, int, int, list[Sequence]]:
+        """From the head of the queue, up to the budget: tokens, their part of Σs², prompts, how many of them
+        begin, those that end."""
+        tokens, squares, prompts, begun = 0, 0, 0, 0
         whole: list[Sequence] = []
         budget = self._settings.token_budget
         while self._queue and tokens < budget:
@@ -103,6 +104,7 @@ class PrefillGroup:
                     break
                 self._free_blocks -= needed
                 self._running += 1
+                begun += 1
             chunk = min(head.inputs - done, budget - tokens)
             head.done_prompt += chunk
             tokens += chunk
@@ -111,7 +113,7 @@ class PrefillGroup:
             if head.done_prompt == head.inputs:
                 whole.append(self._queue.popleft())
         self.peak_blocks = max(self.peak_blocks, self._blocks - self._free_blocks)
-        return tokens, float(squares), prompts, whole
+        return tokens, float(squares), prompts, begun, whole
 
     def _end(self, whole: list[Sequence]) -> None:
         """A batch has left the last stage."""
