@@ -94,8 +94,16 @@ class ModelledTiming:
         if self.prefill:
             load = (tokens, work.squares, work.context, sequences, work.begun)
             return [self.slowdown * cost.seconds(*load) for cost in self.costs]
-        load = (sequences, tokens, work.squares, work.context, sequences, work.begun, work.taken)
-        seconds = cycle_seconds(self.costs, *load)
+        seconds = cycle_seconds(
+            self.costs,
+            sequences,
+            tokens,
+            work.squares,
+            work.context,
+            sequences,
+            work.begun,
+            work.taken,
+        )
         return (self.slowdown * seconds,)
 
     def kv_transfer_s(self, tokens: int) -> float:
