@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Self
 
@@ -18,15 +18,13 @@ from hexgen2.coordinator.engine import Engine
 from hexgen2.coordinator.errors import EngineFailure, FailureKind
 from hexgen2.coordinator.fleet import Fleet
 from hexgen2.coordinator.stream import DONE, EventBlocks, failure_in
-
-# Shorter than the 5 s after which uvicorn closes an idle connection: a request must not meet a closing one.
-_KEEPALIVE_S = 3.0
-
-# How long the end of a body may take after `[DONE]` before the connection is closed instead of kept.
-_TAIL_S = 0.2
+from hexgen2.coordinator.upstream import Connection, Pool
 
 # A process that did nothing for so long, beyond the watch's own pause, was not given the time.
 _STALL_S = 1.0
+
+# Of a stream, what may lie here until somebody takes it; then the engine has to wait.
+_AHEAD_BYTES = 2**18
 
 
 class EngineClient:
@@ -39,18 +37,13 @@ class EngineClient:
     def __init__(self, fleet: Fleet, timeouts: Timeouts) -> None:
         self.fleet = fleet
         self.timeouts = timeouts
-        self._session: aiohttp.ClientSession | None = None
+        self._pools: dict[str, Pool] = {}  # by the engine's address
         self._probes: aiohttp.ClientSession | None = None
         self.watched: set[EngineCall] = set()
         self._ticked_at = self._stalled_at = 0.0
         self._watch: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEPALIVE_S)
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=self.timeouts.connect_s)
-        self._session = aiohttp.ClientSession(
-            connector=connector, timeout=timeout, auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar()
-        )
         # Health polls set up a connection each: they then also tell whether the engine still accepts any,
         # and do not keep the pool's idle connections alive.
         self._probes = aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True, limit=0))
@@ -61,16 +54,19 @@ class EngineClient:
             self._watch.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._watch
-        for session in (self._session, self._probes):
-            if session is not None:
-                await session.close()
-        self._watch = self._session = self._probes = None
+        for pool in self._pools.values():
+            pool.close()
+        self._pools = {}
+        if self._probes is not None:
+            await self._probes.close()
+        self._watch = self._probes = None
 
-    @property
-    def session(self) -> aiohttp.ClientSession:
-        """For requests: connections are kept and used again."""
-        assert self._session is not None, "the client is not started"
-        return self._session
+    def pool(self, engine: Engine) -> Pool:
+        """The connections to an engine."""
+        url = engine.endpoint.url
+        if url not in self._pools:
+            self._pools[url] = Pool(url)
+        return self._pools[url]
 
     @property
     def probes(self) -> aiohttp.ClientSession:
@@ -103,10 +99,15 @@ class EngineClient:
             for call in list(self.watched):
                 if call.deadline is not None and call.deadline < now:
                     call.expire("timeout", call.engine.id, f"nothing came for {call.allowed_s:g} s")
+            known = {engine.endpoint.url for engine in self.fleet.engines.values()}
+            for url, pool in list(self._pools.items()):
+                pool.close_old(now)
+                if url not in known:
+                    self._pools.pop(url).close()
 
 
 class EngineCall:
-    """`async with client.call(group) as call:` then `open`, then `read` or `next_block`.
+    """`async with client.call(group) as call:` then `open`, then `read`, or `next_block` and `pour`.
 
     Whatever goes wrong with the engine leaves the block as an `EngineFailure`. Leaving the block before the
     answer is whole closes the connection, which makes the engine stop generating.
@@ -118,18 +119,22 @@ class EngineCall:
         self.allowed_s = 0.0
         self.status = 0
         self.content_type = ""
+        self.done = False  # the stream's `[DONE]` has come
         self._now = asyncio.get_running_loop().time
         self._client = client
         self._source = source
-        self._response: aiohttp.ClientResponse | None = None
-        self._scope = asyncio.timeout(None)
-        self._expired: tuple[FailureKind, str, str] | None = None
+        self._connection: Connection | None = None
+        self._connecting: asyncio.Timeout | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._failure: BaseException | None = None
+        self._data: list[bytes] = []  # of the body, as long as nobody has taken it
+        self._ahead = 0
+        self._streams = self._paused = False
+        self._whole: bool | None = None  # once the answer has ended
         self._cutter = EventBlocks()
-        self._pending_failure: EngineFailure | None = None
-        self.done = False
+        self._sink: Callable[[bytes], bool] | None = None
 
     async def __aenter__(self) -> Self:
-        await self._scope.__aenter__()
         self.engine.in_flight += 1
         self.engine.calls.add(self)
         if self._source is not None:
@@ -144,104 +149,208 @@ class EngineCall:
         self.engine.calls.discard(self)
         self._client.watched.discard(self)
         self._has_its_kv()
-        if self._response is not None:
-            # An answer read to its end gives the connection back; any other is cut off, which aborts the
-            # generation.
-            self._response.release() if self._response.content.at_eof() else self._response.close()
-        try:
-            await self._scope.__aexit__(kind, error, trace)
-        except TimeoutError as timeout:
-            if self._expired is None:
-                raise
-            raise EngineFailure(*self._expired) from timeout
-        if isinstance(
-            error, aiohttp.ServerTimeoutError
-        ):  # a late connection is no proof of death: /health decides
-            detail = f"no connection within {self._client.timeouts.connect_s:g} s"
-            raise EngineFailure("connect", self.engine.id, detail) from error
-        if isinstance(error, aiohttp.ClientConnectorError):
-            detail = "it refuses connections"
-            self._client.fleet.mark_down(self.engine, detail)
-            raise EngineFailure("connect", self.engine.id, detail) from error
-        if isinstance(error, aiohttp.ClientError):
-            detail = "the connection broke before the answer was whole"
-            raise EngineFailure("lost", self.engine.id, detail) from error
+        if self._connection is not None:
+            self._connection.release(self.done and self._failure is None)
+            self._connection = None
 
     def expire(self, kind: FailureKind, group_id: str, detail: str) -> None:
         """End the call from outside, as a failure of that engine; one that has all its answer cannot fail."""
-        if self._expired is None and not self.done:
-            self._expired = (kind, group_id, detail)
-            self._scope.reschedule(self._now())
+        if self._failure is None and not self.done and self._whole is None:
+            self._fail(EngineFailure(kind, group_id, detail))
+            if self._connecting is not None:
+                self._connecting.reschedule(self._now())
+
+    # What the connection tells
+
+    def headed(self, status: int, content_type: str) -> None:
+        self._heard()
+        self.status, self.content_type = status, content_type
+        self._wake()
+
+    def received(self, data: bytes) -> None:
+        now = self._now()
+        self.engine.heard_at = now
+        if self.deadline is not None:
+            self.deadline = now + self.allowed_s
+        if self._sink is not None:
+            self._pass_on(data)
+            return
+        self._data.append(data)
+        self._ahead += len(data)
+        if self._streams and self._ahead > _AHEAD_BYTES:
+            self._pause()
+        self._wake()
+
+    def ended(self, whole: bool) -> None:
+        self._whole = whole
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _fail(self, error: BaseException) -> None:
+        if self._failure is None:
+            self._failure = error
+        self._wake()
+
+    async def _more(self, within_s: float) -> None:
+        """Wait until something is told; the failure where there is one."""
+        self.allowed_s, self.deadline = within_s, self._now() + within_s
+        try:
+            if self._failure is None:
+                self._waiter = asyncio.get_running_loop().create_future()
+                await self._waiter
+        finally:
+            self._waiter = self.deadline = None
+        if self._failure is not None:
+            raise self._failure
+
+    def _heard(self) -> None:
+        self.engine.heard_at = self._now()
 
     def _has_its_kv(self) -> None:
         if self._source is not None:
             self._source.feeding.discard(self)
             self._source = None
 
-    def _wait_up_to(self, seconds: float) -> None:
-        self.allowed_s = seconds
-        self.deadline = self._now() + seconds
+    def _pause(self) -> None:
+        if self._connection is not None and not self._paused:
+            self._paused = True
+            self._connection.pause()
 
-    def _heard(self) -> None:
-        self.deadline = None
-        self.engine.heard_at = self._now()
+    def _resume(self) -> None:
+        if self._connection is not None and self._paused:
+            self._paused = False
+            self._connection.resume()
+
+    # What the caller asks
 
     async def open(self, path: str, body: bytes, headers: Mapping[str, str], within_s: float) -> None:
         """Send the request and wait for the answer's head; EngineFailure for an answer of 5xx."""
-        self._wait_up_to(within_s)
-        url = self.engine.endpoint.url + path
-        self._response = await self._client.session.post(url, data=body, headers=headers)
-        self._heard()
-        self.status = self._response.status
-        self.content_type = self._response.headers.get("Content-Type", "application/json")
+        pool = self._client.pool(self.engine)
+        self._connection = pool.take() or await self._connect(pool)
+        try:
+            self._connection.send(self, pool.prefix + path, headers, body)
+        except ValueError as error:
+            raise EngineFailure("bad_answer", self.engine.id, str(error)) from error
+        while not self.status:
+            if self._whole is not None:
+                raise self._lost()
+            await self._more(within_s)
+        self._streams = self.status == 200 and self.content_type.startswith("text/event-stream")
         if self.status >= 500:
             detail = f"it answered HTTP {self.status}"
             if message := error_message(await self.read(within_s)):
                 detail += f" ({message})"
             raise EngineFailure("http_5xx", self.engine.id, detail)
 
+    async def _connect(self, pool: Pool) -> Connection:
+        limit_s = self._client.timeouts.connect_s
+        if self._failure is not None:
+            raise self._failure
+        try:
+            try:
+                async with asyncio.timeout(limit_s) as self._connecting:
+                    return await pool.connect()
+            finally:
+                self._connecting = None
+        except TimeoutError as error:
+            if self._failure is not None:
+                raise self._failure from None
+            # A late connection is no proof of death: /health decides.
+            raise EngineFailure("connect", self.engine.id, f"no connection within {limit_s:g} s") from error
+        except OSError as error:
+            detail = "it refuses connections"
+            self._client.fleet.mark_down(self.engine, detail)
+            raise EngineFailure("connect", self.engine.id, detail) from error
+
+    def _lost(self) -> EngineFailure:
+        return EngineFailure("lost", self.engine.id, "the connection broke before the answer was whole")
+
     async def read(self, within_s: float) -> bytes:
         """The whole answer."""
-        assert self._response is not None
-        self._wait_up_to(within_s)
-        content = await self._response.read()
-        self._heard()
-        return content
+        self._resume()
+        deadline = self._now() + within_s
+        while self._whole is None:
+            await self._more(max(0.0, deadline - self._now()))
+        if not self._whole:
+            raise self._lost()
+        return b"".join(self._data)
 
     async def next_block(self, within_s: float) -> bytes | None:
         """The next whole events of a stream; None after `[DONE]`. EngineFailure where the stream fails.
 
         The events before a failure come first, and the failure with the next call.
         """
-        assert self._response is not None
-        if self._pending_failure is not None:
-            raise self._pending_failure
-        if self.done:
-            with contextlib.suppress(TimeoutError, aiohttp.ClientError):
-                async with asyncio.timeout(_TAIL_S):
-                    await self._response.read()  # the end of the body: then the connection can serve again
-            return None
-        while True:
-            self._wait_up_to(within_s)
-            data = await self._response.content.readany()
-            self._heard()
-            if not data:
-                raise EngineFailure("lost", self.engine.id, "the stream ended before it was done")
-            block = self._cutter.feed(data)
-            if not block:
+        while not self.done:
+            if self._failure is not None:
+                raise self._failure
+            if self._data:
+                data, self._data, self._ahead = b"".join(self._data), [], 0
+                self._resume()
+                block = self._checked(self._cutter.feed(data))
+                if block:
+                    return block
+            elif self._whole is not None:
+                raise self._cut_short()
+            else:
+                await self._more(within_s)
+        return None
+
+    async def pour(self, sink: Callable[[bytes], bool], within_s: float) -> bool:
+        """Give `sink` every further block as it comes, until the stream is done; or until the sink answers that
+        it is full (False): what comes then waits here, until this is called again. Whether the stream is done.
+        """
+        while not self.done:
+            if self._data:  # it came while nobody took it
+                block = await self.next_block(within_s)
+                if block is not None and not sink(block):
+                    return self.done
                 continue
-            if self._source is not None:
-                self._has_its_kv()
-            failed = failure_in(block)
-            if failed is not None:
-                before, kind, message = failed
-                failure = EngineFailure(kind, self.engine.id, message)
-                if not before:
-                    raise failure
-                self._pending_failure = failure
-                return before
-            self.done = block.endswith(DONE)
+            if self._failure is not None:
+                raise self._failure
+            if self._whole is not None:
+                raise self._cut_short()
+            self._resume()
+            self._sink = sink
+            try:
+                await self._more(within_s)
+            finally:
+                full, self._sink = self._sink is None, None
+            if full:
+                return self.done
+        return True
+
+    def _pass_on(self, data: bytes) -> None:
+        assert self._sink is not None
+        block = self._checked(self._cutter.feed(data))
+        try:
+            if block and not self._sink(block):
+                self._sink = None
+                self._pause()
+                self._wake()
+        except Exception as error:
+            self._fail(error)
+        if self.done or self._failure is not None:
+            self._wake()
+
+    def _checked(self, block: bytes) -> bytes:
+        """A block without what comes after a failure, which is noted; likewise the stream's end."""
+        if not block:
             return block
+        if self._source is not None:
+            self._has_its_kv()
+        failed = failure_in(block)
+        if failed is not None:
+            block, kind, message = failed
+            self._failure = self._failure or EngineFailure(kind, self.engine.id, message)
+        else:
+            self.done = block.endswith(DONE)
+        return block
+
+    def _cut_short(self) -> EngineFailure:
+        return EngineFailure("lost", self.engine.id, "the stream ended before it was done")
 
 
 def error_message(content: bytes) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from dataclasses import dataclass, field
 
 from aiohttp import web
 
+from hexgen2.coordinator.client_stream import ClientStream
 from hexgen2.coordinator.continuation import Splice
 from hexgen2.coordinator.fleet import Place
 from hexgen2.coordinator.journal import Journal
@@ -36,7 +38,7 @@ class Exchange:
     failed_paths: list[Path] = field(default_factory=list)
     retries: int = 0
     migrations: int = 0
-    response: web.StreamResponse | None = None
+    stream: ClientStream | None = None  # once its answer has begun
     first_token_at: float | None = None
     last_token_at: float | None = None
     events: int = 0
@@ -54,9 +56,16 @@ class Exchange:
             sent = dataclasses.replace(request, body=body, raw=encode(body))
         return cls(http, request, journal, sent, place, trace, sent)
 
-    def shown(self, block: bytes) -> bytes:
-        """A block of an engine's events as the client is to see it."""
+    def take(self, block: bytes) -> bytes:
+        """Write down a block of an engine's events; as the client is to see it."""
+        self.last_token_at = time.perf_counter()
+        self.events += block.count(b"\n\n")
         return self.journal.note(block) if self.splice is None else self.splice.block(block)
+
+    @property
+    def has_enough(self) -> bool:
+        """Whether what the engine may still generate is not wanted: a stop string was found across the seam."""
+        return self.splice is not None and self.splice.ended
 
     @property
     def generated(self) -> int:

@@ -6,11 +6,11 @@ import asyncio
 import logging
 import time
 
-import aiohttp
 from aiohttp import web
 
 from hexgen2.coordinator import migration
 from hexgen2.coordinator.calls import EngineCall, EngineClient
+from hexgen2.coordinator.client_stream import ClientStream
 from hexgen2.coordinator.config import CoordinatorConfig
 from hexgen2.coordinator.continuation import closing
 from hexgen2.coordinator.errors import ApiError, ClientGone, EngineFailure, internal, no_path, took_too_long
@@ -79,26 +79,17 @@ class Proxy:
         except Exception:
             log.exception("request failed inside the coordinator")
             error = internal()
-        if exchange.response is None:
+        if exchange.stream is None:
             raise error
         # A stream has begun: its status has been sent, so the error can only be an event.
-        await self._send(exchange.response, error.event())
-        await exchange.response.write_eof()
-        return exchange.response
-
-    async def _send(self, response: web.StreamResponse, data: bytes) -> None:
-        """Write to the client. Its going away must not look like a failure of the engine that is being read."""
-        try:
-            await response.write(data)
-        except (ConnectionError, aiohttp.ClientError) as error:
-            raise ClientGone from error
+        return await exchange.stream.end(error.event())
 
     async def _serve(self, exchange: Exchange) -> web.StreamResponse:
         path = exchange.place.path
         lost: EngineFailure | None = None
         while True:
             try:
-                if exchange.response is not None:
+                if exchange.stream is not None:
                     await migration.prepare(
                         exchange, self._client, path.target, self._config.timeouts.first_byte_s
                     )
@@ -112,7 +103,7 @@ class Proxy:
                 lost = failure
                 self._count(failure, path)
                 exchange.failed_paths.append(path)
-                if exchange.response is None:
+                if exchange.stream is None:
                     path = await self._retry(exchange, failure)
                     continue
                 if exchange.journal.finished:  # only the end was missing
@@ -168,10 +159,8 @@ class Proxy:
 
     async def _finish(self, exchange: Exchange) -> web.StreamResponse:
         """Close a stream whose last token was sent before its engine was lost."""
-        assert exchange.response is not None
-        await self._send(exchange.response, closing(exchange.request.body, exchange.journal))
-        await exchange.response.write_eof()
-        return exchange.response
+        assert exchange.stream is not None
+        return await exchange.stream.end(closing(exchange.request.body, exchange.journal))
 
     def _count(self, failure: EngineFailure, path: Path) -> None:
         self._fleet.failed(failure, path)
@@ -181,12 +170,10 @@ class Proxy:
 
     async def _break_off(self, exchange: Exchange, failure: EngineFailure, reason: str) -> web.StreamResponse:
         """End a stream that has begun with an error event: `[DONE]` would say that it is whole."""
-        assert exchange.response is not None
+        assert exchange.stream is not None
         self._metrics.broken.labels(reason).inc()
         log.warning("the stream is broken off (%s): %s", reason, failure)
-        await self._send(exchange.response, failure.as_api_error().event())
-        await exchange.response.write_eof()
-        return exchange.response
+        return await exchange.stream.end(failure.as_api_error().event())
 
     async def _attempt(self, exchange: Exchange, path: Path) -> web.StreamResponse:
         request = exchange.sent
@@ -225,7 +212,7 @@ class Proxy:
         return response
 
     def _refused(self, exchange: Exchange, refusal: web.Response, group: str) -> web.Response:
-        if exchange.response is not None:  # a continuation that the engine does not take
+        if exchange.stream is not None:  # a continuation that the engine does not take
             raise EngineFailure("bad_answer", group, f"it refused to go on (HTTP {refusal.status})")
         return refusal
 
@@ -243,39 +230,28 @@ class Proxy:
         still take over unseen.
         """
         timeouts = self._config.timeouts
-        within, first = timeouts.first_byte_s, True
-        while (block := await call.next_block(within)) is not None:
-            within = timeouts.idle_s
-            if first:
-                first = False
-                exchange.handoff.end()
-                exchange.place.fetched()
-            exchange.last_token_at = time.perf_counter()
-            exchange.events += block.count(b"\n\n")
-            shown = exchange.shown(block)
-            if exchange.response is None:
-                exchange.first_token_at = exchange.last_token_at
-                exchange.response = await self._start_stream(exchange, path, call)
-            if shown:
-                await self._send(exchange.response, shown)
-            if exchange.splice is not None and exchange.splice.ended and not call.done:
-                break  # a stop string was found across the seam: what the engine still generates is not wanted
-        assert exchange.response is not None, "a stream ends after its first block"
+        first = await call.next_block(timeouts.first_byte_s)
+        assert first is not None, "a stream ends after its first block"
+        exchange.handoff.end()
+        exchange.place.fetched()
+        shown = exchange.take(first)
+        if exchange.stream is None:
+            exchange.first_token_at = exchange.last_token_at
+            headers = {"Content-Type": call.content_type, **self._report(exchange, path)}
+            exchange.stream = await ClientStream.begin(exchange.http, headers, shown)
+        elif shown:
+            exchange.stream.put(shown)
+        stream = exchange.stream
+
+        def sink(block: bytes) -> bool:
+            shown = exchange.take(block)
+            return (stream.put(shown) if shown else True) and not exchange.has_enough
+
+        while not exchange.has_enough and not await call.pour(sink, timeouts.idle_s):
+            await stream.room()
         if exchange.journal.prompt_ids:
             exchange.prompt_tokens = len(exchange.journal.prompt_ids)
-        await exchange.response.write_eof()
-        return exchange.response
-
-    async def _start_stream(self, exchange: Exchange, path: Path, call: EngineCall) -> web.StreamResponse:
-        response = web.StreamResponse(
-            headers={"Content-Type": call.content_type, **self._report(exchange, path)}
-        )
-        response.headers["Cache-Control"] = "no-cache"
-        try:
-            await response.prepare(exchange.http)
-        except (ConnectionError, aiohttp.ClientError) as error:
-            raise ClientGone from error
-        return response
+        return await stream.end()
 
     def _report(self, exchange: Exchange, path: Path) -> dict[str, str]:
         headers = {REQUEST_ID: exchange.request.id}
