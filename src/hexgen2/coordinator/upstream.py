@@ -51,6 +51,7 @@ class Connection(asyncio.Protocol):
         self._parts: list[bytes] = []
         self._headed = self._whole = self._sized = False
         self._surplus = False  # more than one answer came
+        self._lasting = True  # the connection outlasts the answer
         self._content_type = ""
         self.idle_since = 0.0
         self.let_go = False  # only the end of the body is missing, and nobody waits for it
@@ -133,7 +134,7 @@ class Connection(asyncio.Protocol):
     def _end(self, whole: bool) -> None:
         receiver, self._receiver = self._receiver, None
         self._whole, self.let_go = True, False
-        if not whole or self._surplus or not self._parser.should_keep_alive():
+        if not whole or self._surplus or not self._lasting:
             self.close()
         if receiver is not None:
             receiver.ended(whole)
@@ -164,6 +165,7 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         self._whole = self._headed  # "100 Continue" and its like come before the answer
+        self._lasting = self._parser.should_keep_alive()  # to be asked here: it forgets the answer with its end
 
 
 class Pool:
