@@ -14,9 +14,9 @@ from typing import Self
 import aiohttp
 
 from hexgen2.coordinator.config import Timeouts
+from hexgen2.coordinator.desk import Desk
 from hexgen2.coordinator.engine import Engine
 from hexgen2.coordinator.errors import EngineFailure, FailureKind
-from hexgen2.coordinator.fleet import Fleet
 from hexgen2.coordinator.stream import DONE, EventBlocks, failure_in
 from hexgen2.coordinator.upstream import Connection, Pool
 
@@ -34,8 +34,8 @@ class EngineClient:
     several times a second. A stream of tokens then costs one assignment per token, not a timer.
     """
 
-    def __init__(self, fleet: Fleet, timeouts: Timeouts) -> None:
-        self.fleet = fleet
+    def __init__(self, desk: Desk, timeouts: Timeouts) -> None:
+        self.desk = desk
         self.timeouts = timeouts
         self._pools: dict[str, Pool] = {}  # by the engine's address
         self._probes: aiohttp.ClientSession | None = None
@@ -82,8 +82,8 @@ class EngineClient:
 
     def call(self, group_id: str, kv_from: str | None = None) -> EngineCall:
         """A request to an engine, which may have to fetch the prompt's KV cache from `kv_from`."""
-        source = self.fleet.engines[kv_from] if kv_from is not None else None
-        return EngineCall(self, self.fleet.engines[group_id], source)
+        source = self.desk.engines[kv_from] if kv_from is not None else None
+        return EngineCall(self, self.desk.engines[group_id], source)
 
     async def _watch_calls(self) -> None:
         loop = asyncio.get_running_loop()
@@ -99,7 +99,7 @@ class EngineClient:
             for call in list(self.watched):
                 if call.deadline is not None and call.deadline < now:
                     call.expire("timeout", call.engine.id, f"nothing came for {call.allowed_s:g} s")
-            known = {engine.endpoint.url for engine in self.fleet.engines.values()}
+            known = {engine.endpoint.url for engine in self.desk.engines.values()}
             for url, pool in list(self._pools.items()):
                 pool.close_old(now)
                 if url not in known:
@@ -135,7 +135,7 @@ class EngineCall:
         self._sink: Callable[[bytes], bool] | None = None
 
     async def __aenter__(self) -> Self:
-        self.engine.in_flight += 1
+        self._client.desk.leg(self.engine, 1)
         self.engine.calls.add(self)
         if self._source is not None:
             self._source.feeding.add(self)
@@ -145,7 +145,7 @@ class EngineCall:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.engine.in_flight -= 1
+        self._client.desk.leg(self.engine, -1)
         self.engine.calls.discard(self)
         self._client.watched.discard(self)
         self._has_its_kv()
@@ -262,7 +262,7 @@ class EngineCall:
             raise EngineFailure("connect", self.engine.id, f"no connection within {limit_s:g} s") from error
         except OSError as error:
             detail = "it refuses connections"
-            self._client.fleet.mark_down(self.engine, detail)
+            self._client.desk.mark_down(self.engine, detail)
             raise EngineFailure("connect", self.engine.id, detail) from error
 
     def _lost(self) -> EngineFailure:

@@ -10,7 +10,7 @@ from aiohttp import web
 
 from hexgen2.coordinator.client_stream import ClientStream
 from hexgen2.coordinator.continuation import Splice
-from hexgen2.coordinator.fleet import Place
+from hexgen2.coordinator.desk import Held
 from hexgen2.coordinator.journal import Journal
 from hexgen2.coordinator.replay import Replay
 from hexgen2.coordinator.request import ClientRequest, encode
@@ -30,7 +30,7 @@ class Exchange:
     request: ClientRequest
     journal: Journal
     sent: ClientRequest
-    place: Place
+    place: Held
     trace: Trace
     first_sent: ClientRequest
     splice: Splice | Replay | None = None
@@ -47,7 +47,7 @@ class Exchange:
 
     @classmethod
     def begin(
-        cls, http: web.Request, request: ClientRequest, place: Place, trace: Trace, migrate: bool
+        cls, http: web.Request, request: ClientRequest, place: Held, trace: Trace, migrate: bool
     ) -> Exchange:
         journal = Journal(request.body, request.chat, off=not (migrate and request.stream))
         sent = request

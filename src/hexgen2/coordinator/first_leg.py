@@ -11,8 +11,8 @@ from aiohttp import web
 from hexgen2.coordinator import legs
 from hexgen2.coordinator.calls import EngineCall, EngineClient
 from hexgen2.coordinator.config import CoordinatorConfig
+from hexgen2.coordinator.desk import Meter
 from hexgen2.coordinator.errors import EngineFailure
-from hexgen2.coordinator.metrics import Metrics
 from hexgen2.coordinator.request import REQUEST_ID, ClientRequest, encode
 from hexgen2.coordinator.stream import finished_with_error
 from hexgen2.coordinator.tracing import Part
@@ -21,11 +21,11 @@ from hexgen2.coordinator.tracing import Part
 class FirstLeg:
     """Has prompts computed by prefill engines."""
 
-    def __init__(self, config: CoordinatorConfig, client: EngineClient, metrics: Metrics) -> None:
+    def __init__(self, config: CoordinatorConfig, client: EngineClient, meter: Meter) -> None:
         self._timeouts = config.timeouts
         self._client = client
-        self._engines = client.fleet.engines
-        self._metrics = metrics
+        self._engines = client.desk.engines
+        self._meter = meter
 
     async def run(self, request: ClientRequest, group: str, part: Part) -> legs.Handoff | web.Response:
         """What it leaves for leg 2, or the engine's refusal."""
@@ -43,7 +43,7 @@ class FirstLeg:
                 kv = json.loads(content)["kv_transfer_params"]
             except (ValueError, LookupError, TypeError):
                 raise EngineFailure("bad_answer", group, "its answer carries no kv_transfer_params") from None
-        self._metrics.observe_leg(group, "prefill", time.perf_counter() - began)
+        self._meter.time("leg_seconds", time.perf_counter() - began, group, "prefill")
         since = self._client.surely_at(sent_at, asyncio.get_running_loop().time())
         return legs.Handoff(kv if isinstance(kv, dict) else None, group, life, since)
 
@@ -59,7 +59,7 @@ class FirstLeg:
             reason = "lease_expired"
         if reason is None:
             return encode(legs.decode_body(request.body, handoff.kv))
-        self._metrics.without_kv.labels(reason).inc()
+        self._meter.count("without_kv", reason)
         return request.raw
 
 

@@ -13,6 +13,7 @@ import aiohttp
 from hexgen2.coordinator.calls import EngineClient
 from hexgen2.coordinator.config import CoordinatorConfig
 from hexgen2.coordinator.engine import Engine
+from hexgen2.coordinator.fleet import Fleet
 
 # Answers to /metrics are large and matter less than the next /health poll.
 _METRICS_S = 1.0
@@ -35,20 +36,21 @@ class HealthWatch:
     - after `unhealthy_after` polls in a row that got no answer: a busy machine answers late now and then.
     """
 
-    def __init__(self, config: CoordinatorConfig, client: EngineClient) -> None:
+    def __init__(self, config: CoordinatorConfig, client: EngineClient, fleet: Fleet) -> None:
         self._timeouts = config.timeouts
         self._unhealthy_after = config.limits.unhealthy_after
         self._client = client
+        self._fleet = fleet
         self._tasks: dict[Engine, asyncio.Task[None]] = {}
 
     async def start(self) -> None:
         """Poll every engine once, then go on in the background."""
-        await asyncio.gather(*map(self.poll, self._client.fleet.engines.values()))
+        await asyncio.gather(*map(self.poll, self._fleet.engines.values()))
         self.follow()
 
     def follow(self) -> None:
         """Watch the engines that the fleet has now, and no others."""
-        known = set(self._client.fleet.engines.values())
+        known = set(self._fleet.engines.values())
         for engine in known.difference(self._tasks):
             self._tasks[engine] = asyncio.create_task(self._watch(engine), name=f"health-{engine.id}")
         for engine in set(self._tasks).difference(known):
@@ -71,7 +73,7 @@ class HealthWatch:
 
     async def poll(self, engine: Engine) -> None:
         """Ask one engine how it is and note the answer."""
-        fleet, began = self._client.fleet, asyncio.get_running_loop().time()
+        fleet, began = self._fleet, asyncio.get_running_loop().time()
         try:
             status = (await self._get(engine, "/health"))[0]
         except (aiohttp.ClientConnectorError, aiohttp.ServerDisconnectedError, ConnectionError) as error:
@@ -108,7 +110,7 @@ class HealthWatch:
             if status == 200:
                 used = parse_kv_used(body)
         if engine.up:
-            self._client.fleet.note_kv(engine, used)
+            self._fleet.note_kv(engine, used)
 
     async def _get(self, engine: Engine, path: str, at_most_s: float = math.inf) -> tuple[int, bytes]:
         timeout = aiohttp.ClientTimeout(total=min(self._timeouts.health_timeout_s, at_most_s))

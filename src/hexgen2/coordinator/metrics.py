@@ -10,9 +10,10 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from hexgen2.coordinator.admission import Admission
+from hexgen2.coordinator.desk import Counted, Timed
 from hexgen2.coordinator.fleet import Fleet
 from hexgen2.coordinator.kv_totals import KvTotals
-from hexgen2.coordinator.traffic import Listener
+from hexgen2.coordinator.traffic import Listener, Served
 
 _TTFT_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0)
 _TPOT_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.5)
@@ -26,6 +27,8 @@ class Metrics:
 
     def __init__(self, fleet: Fleet, admission: Admission) -> None:
         self.listener: Listener | None = None
+        self._children: dict[tuple[Counted, tuple[str, ...]], Counter] = {}
+        self._timers: dict[tuple[Timed, tuple[str, ...]], Histogram] = {}
         self.registry = CollectorRegistry()
         self.ttft = self._histogram(
             "time_to_first_token_seconds",
@@ -108,8 +111,36 @@ class Metrics:
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
         return Histogram(f"hexgen2:{name}", text, _BY_GROUP, buckets=buckets, registry=self.registry)
 
-    def observe_leg(self, group: str, role: str, seconds: float) -> None:
-        self.leg_seconds.labels(group, role).observe(seconds)
+    # As a `desk.Meter`
+
+    def count(self, what: Counted, *labels: str, by: float = 1.0) -> None:
+        counter = self._children.get((what, labels))
+        if counter is None:
+            made: Counter = getattr(self, what)
+            counter = self._children[what, labels] = made.labels(*labels) if labels else made
+        counter.inc(by)
+
+    def time(self, what: Timed, seconds: float, *labels: str) -> None:
+        histogram = self._timers.get((what, labels))
+        if histogram is None:
+            made: Histogram = getattr(self, what)
+            histogram = self._timers[what, labels] = made.labels(*labels)
+        histogram.observe(seconds)
+
+    def serving(self, requests: int) -> None:
+        self.in_flight.set(requests)
+
+    @property
+    def listens(self) -> bool:
+        return self.listener is not None
+
+    def arrived(self) -> None:
+        if self.listener is not None:
+            self.listener.arrived()
+
+    def served(self, request: Served) -> None:
+        if self.listener is not None:
+            self.listener.served(request)
 
     def render(self, kv: dict[str, KvTotals]) -> bytes:
         """The exposition text, with the engines' own totals of KV transfers."""

@@ -13,11 +13,11 @@ from hexgen2.coordinator.calls import EngineCall, EngineClient
 from hexgen2.coordinator.client_stream import ClientStream
 from hexgen2.coordinator.config import CoordinatorConfig
 from hexgen2.coordinator.continuation import closing
+from hexgen2.coordinator.desk import Held, Meter
 from hexgen2.coordinator.errors import ApiError, ClientGone, EngineFailure, internal, no_path, took_too_long
 from hexgen2.coordinator.exchange import Exchange
 from hexgen2.coordinator.first_leg import FirstLeg, refusal
-from hexgen2.coordinator.fleet import Place, Want
-from hexgen2.coordinator.metrics import Metrics
+from hexgen2.coordinator.fleet import Want
 from hexgen2.coordinator.observer import Observer
 from hexgen2.coordinator.prefixes import prefix_blocks
 from hexgen2.coordinator.replay import Differs
@@ -35,13 +35,13 @@ REPORT_HEADER = "X-Hexgen2-Report"
 class Proxy:
     """Serves one request after another, each in its own task."""
 
-    def __init__(self, config: CoordinatorConfig, client: EngineClient, metrics: Metrics) -> None:
+    def __init__(self, config: CoordinatorConfig, client: EngineClient, meter: Meter) -> None:
         self._config = config
         self._client = client
-        self._fleet = client.fleet
-        self._metrics = metrics
-        self._first = FirstLeg(config, client, metrics)
-        self._observer = Observer(metrics, client.fleet)
+        self._desk = client.desk
+        self._meter = meter
+        self._first = FirstLeg(config, client, meter)
+        self._observer = Observer(meter, client.desk)
 
     def want(self, request: ClientRequest) -> Want:
         """What a request asks of the fleet."""
@@ -57,14 +57,14 @@ class Proxy:
 
     def _size(self, request: ClientRequest) -> RequestSize:
         # Without classes nobody asks how long a prompt is.
-        return self._observer.sizes.size(request) if self._fleet.by_class else RequestSize()
+        return self._observer.sizes.size(request) if self._desk.by_class else RequestSize()
 
     async def serve(
-        self, http: web.Request, request: ClientRequest, place: Place, trace: Trace
+        self, http: web.Request, request: ClientRequest, place: Held, trace: Trace
     ) -> web.StreamResponse:
         """Answer a request that has a place; ApiError where it cannot be and nothing has been sent yet."""
         if request.obstacle is not None:
-            self._metrics.one_engine.labels(request.obstacle).inc()
+            self._meter.count("one_engine", request.obstacle)
         exchange = Exchange.begin(http, request, place, trace, self._config.limits.max_migrations > 0)
         limit_s = self._config.timeouts.request_s
         try:
@@ -93,7 +93,7 @@ class Proxy:
                     await migration.prepare(
                         exchange, self._client, path.target, self._config.timeouts.first_byte_s
                     )
-                self._metrics.routed.labels(path.prefill or "", path.target).inc()
+                self._meter.count("routed", path.prefill or "", path.target)
                 return await self._attempt(exchange, path)
             except (migration.CannotContinue, Differs) as reason:
                 assert lost is not None, "only a stream that was lost is taken up"
@@ -113,14 +113,6 @@ class Proxy:
                     return await self._break_off(exchange, failure, reason_or_path)
                 path = reason_or_path
 
-    def _choose(self, exchange: Exchange) -> Path | None:
-        """Where to go on with a request that was lost; its place goes along."""
-        want = Want(one_engine=exchange.sent.obstacle is not None, size=self._size(exchange.request))
-        path = self._fleet.choose(want, exchange.failed_paths)
-        if path is not None:
-            exchange.place.move(path)
-        return path
-
     async def _retry(self, exchange: Exchange, failure: EngineFailure) -> Path:
         """Another path for a request of which nothing has been sent yet, or the error that ends it."""
         if exchange.retries >= self._config.limits.max_retries:
@@ -129,7 +121,7 @@ class Proxy:
         if path is None:
             raise no_path() from failure
         exchange.retries += 1
-        self._metrics.retries.inc()
+        self._meter.count("retries")
         exchange.trace.event("retry", reason=failure.kind, group=failure.group_id, path=str(path))
         log.info("%s; trying %s", failure, path)
         return path
@@ -143,19 +135,20 @@ class Proxy:
         if path is None:
             return "no_engine"
         exchange.migrations += 1
-        self._metrics.migrations.inc()
+        self._meter.count("migrations")
         exchange.trace.event("migration", tokens=exchange.generated, path=str(path))
         if exchange.journal.record is not None:
-            self._metrics.replays.inc()
+            self._meter.count("replays")
         log.info("the stream goes on at %s after %d tokens", path, exchange.generated)
         return path
 
     async def _wait_for_path(self, exchange: Exchange) -> Path | None:
         """A path for a request that was lost, once there is one; None where engines stay away too long."""
-        while (path := self._choose(exchange)) is None:
-            if not await self._fleet.wait_for_change(self._config.limits.engine_wait_s):
+        want = Want(one_engine=exchange.sent.obstacle is not None, size=self._size(exchange.request))
+        while not await self._desk.elsewhere(exchange.place, want, exchange.failed_paths):
+            if not await self._desk.wait_for_change(self._config.limits.engine_wait_s):
                 return None
-        return path
+        return exchange.place.path
 
     async def _finish(self, exchange: Exchange) -> web.StreamResponse:
         """Close a stream whose last token was sent before its engine was lost."""
@@ -163,15 +156,15 @@ class Proxy:
         return await exchange.stream.end(closing(exchange.request.body, exchange.journal))
 
     def _count(self, failure: EngineFailure, path: Path) -> None:
-        self._fleet.failed(failure, path)
-        engine = self._fleet.engines.get(failure.group_id)
+        self._desk.failed(failure, path)
+        engine = self._desk.engines.get(failure.group_id)
         role = "retired" if engine is None else engine.endpoint.role
-        self._metrics.failures.labels(failure.group_id, role, failure.kind).inc()
+        self._meter.count("failures", failure.group_id, role, failure.kind)
 
     async def _break_off(self, exchange: Exchange, failure: EngineFailure, reason: str) -> web.StreamResponse:
         """End a stream that has begun with an error event: `[DONE]` would say that it is whole."""
         assert exchange.stream is not None
-        self._metrics.broken.labels(reason).inc()
+        self._meter.count("broken", reason)
         log.warning("the stream is broken off (%s): %s", reason, failure)
         return await exchange.stream.end(failure.as_api_error().event())
 
@@ -184,13 +177,13 @@ class Proxy:
         if isinstance(handoff, web.Response):
             return self._refused(exchange, handoff, path.prefill)
         with exchange.trace.part("kv_handoff") as exchange.handoff:
-            async with self._fleet.engines[path.target].gate.turn(request.priority):
+            async with self._desk.turn(path.target, request.priority):
                 return await self._generate(exchange, path, self._first.second_body(request, handoff))
 
     async def _generate(self, exchange: Exchange, path: Path, body: bytes) -> web.StreamResponse:
         """Leg 2, or the only leg: the answer goes to the client."""
         request, timeouts = exchange.sent, self._config.timeouts
-        began, engine = time.perf_counter(), self._fleet.engines[path.target]
+        began, engine = time.perf_counter(), self._desk.engines[path.target]
         where = _where(path.target, engine.endpoint.role)
         part = exchange.trace.part("leg" if path.prefill is None else "leg_2", **where)
         with part:
@@ -207,7 +200,7 @@ class Proxy:
                     response: web.StreamResponse = self._answer(exchange, path, call, content)
                 else:
                     response = await self._relay(exchange, path, call)
-        self._metrics.observe_leg(path.target, engine.endpoint.role, time.perf_counter() - began)
+        self._meter.time("leg_seconds", time.perf_counter() - began, path.target, engine.endpoint.role)
         self._observer.done(exchange, path, engine)
         return response
 
@@ -219,7 +212,7 @@ class Proxy:
     def _answer(self, exchange: Exchange, path: Path, call: EngineCall, content: bytes) -> web.Response:
         exchange.prompt_tokens = prompt_tokens(content)
         exchange.answer_tokens = completion_tokens(content) or 0
-        self._metrics.output_tokens.inc(exchange.answer_tokens)
+        self._meter.count("output_tokens", by=exchange.answer_tokens)
         headers = {"Content-Type": call.content_type, **self._report(exchange, path)}
         return web.Response(status=200, body=content, headers=headers)
 

@@ -16,11 +16,14 @@ from hexgen2.coordinator.app import Api
 from hexgen2.coordinator.auth import ApiKeys
 from hexgen2.coordinator.calls import EngineClient
 from hexgen2.coordinator.config import CoordinatorConfig
+from hexgen2.coordinator.desk import LocalDesk
 from hexgen2.coordinator.fleet import Fleet
+from hexgen2.coordinator.generation import Generation
 from hexgen2.coordinator.health import HealthWatch
 from hexgen2.coordinator.live import Live
 from hexgen2.coordinator.metrics import Metrics
 from hexgen2.coordinator.reload import Reloader
+from hexgen2.coordinator.surface import Surface
 from hexgen2.coordinator.tls import Tls
 from hexgen2.coordinator.tracing import Tracing
 from hexgen2.specs.errors import InputError
@@ -61,8 +64,8 @@ class Coordinator:
         self.metrics = Metrics(self.fleet, self.admission)
         self.live = Live(self.fleet, self.metrics, lambda: self.config)
         """What the live page shows."""
-        self._client = EngineClient(self.fleet, config.timeouts)
-        self._health = HealthWatch(config, self._client)
+        self._client = EngineClient(LocalDesk(self.fleet, self.admission), config.timeouts)
+        self._health = HealthWatch(config, self._client, self.fleet)
         self._keys = api_keys
         self._tls = tls
         self._tracing = tracing or Tracing()
@@ -149,9 +152,9 @@ class Coordinator:
             await self.stop()
 
     async def start(self, host: str, port: int) -> None:
-        self._api = Api(
-            self.config, self._client, self.metrics, self.admission, self._keys, self._tracing, self.live
-        )
+        surface = Surface(self.config, self._keys)
+        generation = Generation(self.config, self._client, self.metrics, surface, self._tracing)
+        self._api = Api(self.config, self._client, self.fleet, self.metrics, surface, generation, self.live)
         await self._client.start()
         self._runner = web.AppRunner(
             self._api.application(), handler_cancellation=True, access_log=None, shutdown_timeout=1.0
@@ -177,13 +180,13 @@ class Coordinator:
     async def drain(self) -> bool:
         """Refuse new requests and wait for those that run, `timeouts.drain_s` at most; whether all finished."""
         assert self._api is not None, "the coordinator is not running"
-        self._api.draining = True
+        self._api.generation.draining = True
         if self._site is not None:
             await self._site.stop()
             self._site = None
         try:
             async with asyncio.timeout(self.config.timeouts.drain_s):
-                await self._api.idle.wait()
+                await self._api.generation.idle.wait()
         except TimeoutError:
             log.warning("requests were still running after %g s and are cut off", self.config.timeouts.drain_s)
             return False
