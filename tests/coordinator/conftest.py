@@ -131,6 +131,7 @@ async def running(
     limits: Limits | None = None,
     keys: ApiKeys | None = None,
     batch: int = 64,
+    workers: int = 1,
 ) -> AsyncIterator[Stand]:
     """`routes` maps "p0>d0" (two legs) or "c0" (one engine) to shares; engines are made from the names."""
     shares: dict[str, float] = {}
@@ -149,7 +150,8 @@ async def running(
             timeouts=timeouts,
             limits=limits or Limits(unhealthy_after=2),
         )
-        coordinator = await stack.enter_async_context(Coordinator(coordinator_config, keys).running())
+        door = Coordinator(coordinator_config, keys, workers=workers)
+        coordinator = await stack.enter_async_context(door.running())
         http = await stack.enter_async_context(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)))
         yield Stand(coordinator, engines, http)
 

@@ -146,6 +146,20 @@ def test_idle_connections_are_closed_in_time() -> None:
     asyncio.run(main())
 
 
+def test_a_connection_that_was_paused_serves_again() -> None:
+    async def main() -> None:
+        async with serving(GOOD, 4096, False) as (url, asked):
+            pool = Pool(url)
+            _, connection = await post(pool)
+            connection.pause()
+            connection.release(done=False)
+            await post(pool)
+            assert asked == [2]
+            pool.close()
+
+    asyncio.run(main())
+
+
 EVENT = b'data: {"choices":[{"index":0,"text":"' + b"x" * 65_000 + b'","finish_reason":null}]}\n\n'
 EVENTS = 1000
 

@@ -39,6 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--tls-cert", type=Path, help="PEM certificate (chain): serve HTTPS")
     parser.add_argument("--tls-key", type=Path, help="its key")
     parser.add_argument("--otlp-traces-endpoint", metavar="URL", help="send OpenTelemetry traces there")
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes that serve")
     parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
     parser.add_argument("--log-json", action="store_true", help="logs as JSON lines")
     arguments = parser.parse_args(argv)
@@ -48,7 +49,10 @@ def main(argv: list[str] | None = None) -> int:
         keys = ApiKeys.from_file(arguments.api_key_file) if arguments.api_key_file else None
         tls = Tls.from_options(arguments.tls_cert, arguments.tls_key)
         tracing = Tracing.to_endpoint(arguments.otlp_traces_endpoint)
-        run(_serve(Coordinator(config, keys, tls, tracing), arguments.host, arguments.port))
+        if arguments.workers < 1:
+            raise InputError("--workers", "", f"{arguments.workers} processes cannot serve", "give 1 or more")
+        coordinator = Coordinator(config, keys, tls, tracing, arguments.workers)
+        run(_serve(coordinator, arguments.host, arguments.port))
     except InputError as error:
         print(error, file=sys.stderr)
         return 2

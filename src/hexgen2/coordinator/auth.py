@@ -22,6 +22,18 @@ class ApiKeys:
         for path in self.files:
             self._digests = ApiKeys.from_file(path)._digests
 
+    @property
+    def digests(self) -> tuple[bytes, ...]:
+        """SHA-256 of each key."""
+        return self._digests
+
+    @classmethod
+    def of_digests(cls, digests: Iterable[bytes], files: tuple[Path, ...]) -> ApiKeys:
+        """The same keys in another process."""
+        keys = cls(())
+        keys._digests, keys.files = tuple(digests), files
+        return keys
+
     @classmethod
     def from_file(cls, path: Path | str) -> ApiKeys:
         """One key a line; empty lines and lines that begin with # are skipped. InputError where none is

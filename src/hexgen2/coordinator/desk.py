@@ -100,10 +100,18 @@ class LocalDesk:
     def by_class(self) -> bool:
         return self._fleet.by_class
 
-    async def knock(self, key: str) -> None:
+    def refuse_early(self, key: str) -> None:
+        """`knock`, at once."""
         self._admission.refuse_early(key)
 
+    async def knock(self, key: str) -> None:
+        self.refuse_early(key)
+
     async def elsewhere(self, held: Held, want: Want, avoid: Collection[Path]) -> bool:
+        return self.move(held, want, avoid)
+
+    def move(self, held: Held, want: Want, avoid: Collection[Path]) -> bool:
+        """`elsewhere`, at once."""
         assert isinstance(held, Place)
         path = self._fleet.choose(want, avoid)
         if path is not None:

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Collection, Hashable
 from dataclasses import dataclass
+from typing import Protocol
 
 from hexgen2.coordinator.breaker import Breaker, BreakerSettings
 from hexgen2.coordinator.config import CoordinatorConfig
@@ -77,6 +78,18 @@ class Place:
         self._held = []
 
 
+class Watcher(Protocol):
+    """Who is told of the engines."""
+
+    def engine_down(self, engine: Engine, reason: str, silent: bool) -> None:
+        """It went down, or what it works on must end: see `Fleet.mark_down`."""
+        ...
+
+    def fleet_changed(self) -> None:
+        """Engines have come or gone, up or down."""
+        ...
+
+
 class Fleet:
     """All engines, and three choices: the plan's paths, colocated engines alone, decode engines alone."""
 
@@ -91,6 +104,7 @@ class Fleet:
         self._prefers = limits.affinity_slack > 0
         self._came_up = asyncio.Event()
         self.prefixes = PrefixIndex(self.engines)
+        self.watchers: list[Watcher] = []
         self.on_change: Callable[[], None] = lambda: None
         """Called when places may have come free, or engines have come or gone."""
         self.update(config)
@@ -140,6 +154,11 @@ class Fleet:
         routers = (self.planned, self._whole, self._decode_alone)
         for path in {path for router in routers for path in router.paths}:
             self._path_breakers.setdefault(path, Breaker(self._breaker))
+        self._changed()
+
+    def _changed(self) -> None:
+        for watcher in self.watchers:
+            watcher.fleet_changed()
         self.on_change()
 
     def forget(self, group: str) -> None:
@@ -148,6 +167,7 @@ class Fleet:
         del self.engines[group], self.breakers[group]
         for path in [path for path in self._path_breakers if group in path.groups]:
             del self._path_breakers[path]
+        self._changed()
 
     # Choice
 
@@ -283,7 +303,7 @@ class Fleet:
             engine.up, engine.reason, engine.down_since = True, "healthy", None
             self._came_up.set()
             self._came_up = asyncio.Event()
-            self.on_change()
+            self._changed()
 
     async def wait_for_change(self, within_s: float) -> bool:
         """Wait until some engine comes up; False where none does within the time."""
@@ -307,8 +327,10 @@ class Fleet:
             engine.lives += 1
         engine.up, engine.reason, engine.kv_used = False, reason, 0.0
         engine.end_work(reason, silent)
+        for watcher in self.watchers:
+            watcher.engine_down(engine, reason, silent)
         if was_up:
-            self.on_change()
+            self._changed()
 
     def note_kv(self, engine: Engine, used: float) -> None:
         """How much of an engine's KV cache is in use, by its own word."""

@@ -18,6 +18,9 @@ from hexgen2.coordinator.request import parse_request, request_id
 from hexgen2.coordinator.surface import GENERATION, Surface, expect
 from hexgen2.coordinator.tracing import Trace, Tracing
 
+# Whoever has no chance is refused before the body is read, unless that is read as soon as it is asked.
+_SMALL_BYTES = 2**16
+
 
 class Generation:
     """The handler, and the count of what it serves."""
@@ -65,7 +68,8 @@ class Generation:
         status = "cancelled"
         try:
             key = self._surface.key(http) or ""
-            await self._desk.knock(key)
+            if (http.content_length or _SMALL_BYTES + 1) > _SMALL_BYTES:
+                await self._desk.knock(key)
             with self._bodies.held(http.content_length) as held:
                 raw, names = await self._surface.body(http), self._config.served_model_names
                 held.resize(len(raw))

@@ -52,6 +52,13 @@ class Text(logging.Formatter):
         return super().format(record) + (f" [{id_}]" if id_ else "")
 
 
+def configured() -> tuple[str, bool]:
+    """The level and whether it is JSON: what `configure` was told, or what is usual without it."""
+    root = logging.getLogger()
+    as_json = any(isinstance(handler.formatter, JsonLines) for handler in root.handlers)
+    return logging.getLevelName(root.getEffectiveLevel()).lower(), as_json
+
+
 def configure(level: str, as_json: bool) -> None:
     """Send the process's logs to stderr."""
     handler = logging.StreamHandler()

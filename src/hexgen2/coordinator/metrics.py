@@ -96,6 +96,20 @@ class Metrics:
             _BY_GROUP,
             registry=self.registry,
         )
+        self.workers = Gauge(
+            "hexgen2:workers_up", "Worker processes that accept clients", registry=self.registry
+        )
+        self.worker_requests = Counter(
+            "hexgen2:worker_requests",
+            "Generation requests by the worker process that they came to",
+            ("worker",),
+            registry=self.registry,
+        )
+        self.worker_restarts = Counter(
+            "hexgen2:worker_restarts",
+            "Times that a worker process was started again after it ended",
+            registry=self.registry,
+        )
         self.broken = Counter(
             "hexgen2:streams_broken_off",
             "Streams that ended with an error event, by why they could not go on",

@@ -6,11 +6,15 @@ import asyncio
 import contextlib
 import errno
 import logging
+import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
+from pathlib import Path
+from typing import Any
 
 from aiohttp import web
 
+from hexgen2.coordinator import logs
 from hexgen2.coordinator.admission import Admission, AdmissionLimits
 from hexgen2.coordinator.app import Api
 from hexgen2.coordinator.auth import ApiKeys
@@ -26,6 +30,7 @@ from hexgen2.coordinator.reload import Reloader
 from hexgen2.coordinator.surface import Surface
 from hexgen2.coordinator.tls import Tls
 from hexgen2.coordinator.tracing import Tracing
+from hexgen2.coordinator.workers import Workers, WorkerSettings, listening
 from hexgen2.specs.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -41,7 +46,8 @@ class Coordinator:
             print(coordinator.url)
             ...
 
-    Leaving the block drains: no new requests, those that run may finish within `timeouts.drain_s`.
+    Leaving the block drains: no new requests, those that run may finish within `timeouts.drain_s`. With several
+    `workers` as many processes serve, and this one owns what they share (`workers/`).
     """
 
     def __init__(
@@ -50,6 +56,7 @@ class Coordinator:
         api_keys: ApiKeys | None = None,
         tls: Tls | None = None,
         tracing: Tracing | None = None,
+        workers: int = 1,
     ) -> None:
         self.config = config
         self.fleet = Fleet(config)
@@ -64,7 +71,8 @@ class Coordinator:
         self.metrics = Metrics(self.fleet, self.admission)
         self.live = Live(self.fleet, self.metrics, lambda: self.config)
         """What the live page shows."""
-        self._client = EngineClient(LocalDesk(self.fleet, self.admission), config.timeouts)
+        self._desk = LocalDesk(self.fleet, self.admission)
+        self._client = EngineClient(self._desk, config.timeouts)
         self._health = HealthWatch(config, self._client, self.fleet)
         self._keys = api_keys
         self._tls = tls
@@ -73,8 +81,11 @@ class Coordinator:
         self._reloading: asyncio.Task[None] | None = None
         self._api: Api | None = None
         self._runner: web.AppRunner | None = None
-        self._site: web.TCPSite | None = None
-        self._host = ""
+        self._site: web.BaseSite | None = None
+        self._number = workers
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self.workers: Workers | None = None
+        self._host, self._port = "", 0
 
     @property
     def url(self) -> str:
@@ -82,7 +93,7 @@ class Coordinator:
         assert self._runner is not None, "the coordinator is not running"
         host = "127.0.0.1" if self._host in ("0.0.0.0", "::", "") else self._host
         scheme = "http" if self._tls is None else "https"
-        return f"{scheme}://{f'[{host}]' if ':' in host else host}:{self._runner.addresses[0][1]}"
+        return f"{scheme}://{f'[{host}]' if ':' in host else host}:{self._port}"
 
     # What whoever runs the engines tells and asks
 
@@ -161,11 +172,15 @@ class Coordinator:
         )
         try:
             await self._runner.setup()
-            context = None if self._tls is None else self._tls.context
-            self._site = web.TCPSite(self._runner, host, port, backlog=2048, ssl_context=context)
             await self._health.start()
             self.live.start(self._client.probes)
-            await self._site.start()
+            if self._number == 1:
+                context = None if self._tls is None else self._tls.context
+                self._site = web.TCPSite(self._runner, host, port, backlog=2048, ssl_context=context)
+                await self._site.start()
+                self._port = self._runner.addresses[0][1]
+            else:
+                await self._start_workers(host, port)
         except OSError as error:
             await self._close()
             if error.errno == errno.EADDRINUSE:
@@ -177,20 +192,48 @@ class Coordinator:
         self._reloading = asyncio.create_task(self._reloader.run(), name="reloader")
         log.info("coordinator listens on %s", self.url)
 
+    async def _start_workers(self, host: str, port: int) -> None:
+        """They accept clients; this process answers at a Unix socket what they do not know themselves."""
+        assert self._runner is not None, "set up"
+        sockets = listening(host, port, self._number)
+        self._port = sockets[0][0].getsockname()[1]
+        self._folder = tempfile.TemporaryDirectory(prefix="hexgen2-")  # for this user only
+        owner = Path(self._folder.name, "owner")
+        self._site = web.UnixSite(self._runner, owner)
+        await self._site.start()
+        level, as_json = logs.configured()
+        settings = WorkerSettings(
+            config=self.config,
+            owner=owner,
+            key_digests=None if self._keys is None else tuple(one.hex() for one in self._keys.digests),
+            key_files=() if self._keys is None else self._keys.files,
+            tls_files=None if self._tls is None else self._tls.files,
+            otlp_traces_endpoint=self._tracing.endpoint,
+            log_level=level,
+            log_json=as_json,
+        )
+        self.workers = Workers(settings, sockets, self.fleet, self._desk, self.metrics)
+        try:
+            await self.workers.start()
+        except BaseException:
+            await self._close()
+            raise
+
     async def drain(self) -> bool:
         """Refuse new requests and wait for those that run, `timeouts.drain_s` at most; whether all finished."""
         assert self._api is not None, "the coordinator is not running"
         self._api.generation.draining = True
-        if self._site is not None:
-            await self._site.stop()
-            self._site = None
-        try:
-            async with asyncio.timeout(self.config.timeouts.drain_s):
-                await self._api.generation.idle.wait()
-        except TimeoutError:
-            log.warning("requests were still running after %g s and are cut off", self.config.timeouts.drain_s)
-            return False
-        return True
+        limit_s = self.config.timeouts.drain_s
+        if self.workers is not None:
+            finished = await self.workers.drain(limit_s)
+        else:
+            if self._site is not None:
+                await self._site.stop()
+                self._site = None
+            finished = await _within(limit_s, self._api.generation.idle.wait())
+        if not finished:
+            log.warning("requests were still running after %g s and are cut off", limit_s)
+        return finished
 
     async def stop(self) -> None:
         """Drain, then close everything."""
@@ -201,6 +244,8 @@ class Coordinator:
     def reload(self) -> None:
         """Read API keys and certificate again now (SIGHUP); without it they are looked at once a second."""
         self._reloader.look(force=True)
+        if self.workers is not None:
+            self.workers.reload()
 
     async def _close(self) -> None:
         if self._reloading is not None:
@@ -208,9 +253,25 @@ class Coordinator:
             await asyncio.wait((self._reloading,))
             self._reloading = None
         await self.live.stop()
+        if self.workers is not None:
+            await self.workers.stop()
+            self.workers = None
         await self._health.stop()
         if self._runner is not None:
             await self._runner.cleanup()
         await self._client.close()
         await asyncio.to_thread(self._tracing.close)
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
         self._api = self._runner = self._site = None
+
+
+async def _within(seconds: float, waiting: Coroutine[Any, Any, object]) -> bool:
+    """Whether it ended in time."""
+    try:
+        async with asyncio.timeout(seconds):
+            await waiting
+    except TimeoutError:
+        return False
+    return True

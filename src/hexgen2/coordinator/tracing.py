@@ -82,9 +82,10 @@ NO_TRACE = NoTrace()
 class Tracing:
     """Makes the traces. `Tracing(None)` is off."""
 
-    def __init__(self, tracer: Tracer | None = None, provider: Any = None) -> None:
+    def __init__(self, tracer: Tracer | None = None, provider: Any = None, endpoint: str | None = None) -> None:
         self._tracer = tracer
         self._provider = provider
+        self.endpoint = endpoint
 
     @classmethod
     def to_endpoint(cls, endpoint: str | None) -> Tracing:
@@ -109,7 +110,7 @@ class Tracing:
         provider = TracerProvider(resource=Resource.create({"service.name": "hexgen2-coordinator"}))
         exporter = OTLPSpanExporter(endpoint=endpoint.rstrip("/") + path)
         provider.add_span_processor(BatchSpanProcessor(exporter))
-        return cls(provider.get_tracer("hexgen2.coordinator"), provider)
+        return cls(provider.get_tracer("hexgen2.coordinator"), provider, endpoint)
 
     @contextmanager
     def request(self, headers: Mapping[str, str], endpoint: str, id_: str) -> Iterator[Trace]:

@@ -77,18 +77,18 @@ class Connection(asyncio.Protocol):
             self._transport.pause_reading()
 
     def resume(self) -> None:
-        if self._transport is not None:
+        if self._transport is not None and not self._transport.is_closing():
             self._transport.resume_reading()
 
     def release(self, done: bool) -> None:
         """The receiver wants no more. A connection whose answer is whole serves again, and one whose answer is
         but for its last bytes (`done`); any other is closed, which makes the engine stop generating."""
         self._receiver = None
+        self.resume()
         if self._whole and self._transport is not None and not self._transport.is_closing():
             self._pool.keep(self)
         elif done and self._transport is not None:
             self.let_go = True
-            self.resume()
             self._pool.keep(self)
         else:
             self.close()
