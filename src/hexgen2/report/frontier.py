@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
 from hexgen2.report.picture import save_figure
-from hexgen2.scheduler.budget import Answer, Asked, Rented
 from hexgen2.specs.offers import Mix, Offers
+
+if TYPE_CHECKING:  # whoever serves shows pages too, and must not load solvers for that
+    from hexgen2.scheduler.budget import Answer, Asked, Rented
 
 HOUR = 3600.0
 
