@@ -36,6 +36,9 @@ class Hall:
     def lane(self, want: Want) -> Hashable:
         return want.one_engine
 
+    def patience_s(self, want: Want) -> float | None:  # noqa: ARG002 - of a room whose engines are up
+        return None
+
     def place(self, want: Want) -> Place | None:
         if self.error is not None:
             raise self.error

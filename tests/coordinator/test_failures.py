@@ -62,6 +62,7 @@ async def test_the_retry_budget_ends_in_a_clear_error(kind: Any, code: str) -> N
 async def test_without_a_path_the_answer_is_503(pair: Stand, leg: str) -> None:
     pair.engines[leg].kill()
     await until(lambda: not pair.coordinator.fleet.engines[leg].up)
+    pair.coordinator.engine_given_up(leg)
     began = time.monotonic()
     status, body, headers = await pair.post("/v1/completions", {"prompt": "a"})
     assert time.monotonic() - began < 0.5

@@ -22,6 +22,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--engine", choices=("vllm", "emulated"), default="vllm")
     parser.add_argument("--host", default="127.0.0.1", help="address of the endpoint (default: %(default)s)")
     parser.add_argument("--port", type=inputs.port, default=8000, help="its port; 0 takes a free one")
+    parser.add_argument(
+        "--workers",
+        type=inputs.count,
+        default=1,
+        metavar="N",
+        help="processes that serve the endpoint, with one routing state (default: %(default)s)",
+    )
     parser.add_argument("--api-key-file", type=Path, metavar="F", help="API keys that may ask, one a line")
     parser.add_argument("--tls-cert", type=Path, metavar="F", help="PEM certificate (chain): serve HTTPS")
     parser.add_argument("--tls-key", type=Path, metavar="F", help="its key")
@@ -80,6 +87,7 @@ async def _serve(args: argparse.Namespace) -> None:
     options = Options(
         host=args.host,
         port=args.port,
+        workers=args.workers,
         run_directory=args.run_directory,
         api_key_file=args.api_key_file,
         tls_cert=args.tls_cert,

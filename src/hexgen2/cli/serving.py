@@ -43,6 +43,7 @@ class Options:
 
     host: str = "127.0.0.1"
     port: int = 8000
+    workers: int = 1
     run_directory: Path = Path("build/serve")
     api_key_file: Path | None = None
     tls_cert: Path | None = None
@@ -132,6 +133,7 @@ class Served:
 
     def _give_up(self, event: GroupEvent) -> None:
         self._given_up.add(event.group)
+        self.coordinator.engine_given_up(event.group)
         tries = event.attempt
         told = f"{event.group} stays down: " + (
             f"it was started again {tries} time{'s' * (tries > 1)} and did not last"
@@ -171,7 +173,7 @@ async def serving(plan: Plan, options: Options, console: Console) -> AsyncIterat
         await on.launcher.start(on.deployment)
         await on.launcher.wait_ready(READY_TIMEOUT_S, lambda progress: _tell(console, progress))
         started_in_s = time.monotonic() - began
-        coordinator = Coordinator(on.deployment.coordinator, keys, tls, tracing)
+        coordinator = Coordinator(on.deployment.coordinator, keys, tls, tracing, options.workers)
         await stack.enter_async_context(coordinator.running(options.host, options.port))
         served = Served(coordinator, console)
         if on.watch is not None:

@@ -1,11 +1,12 @@
 """Who may be served now, who waits, and who is refused: bounded, so that overload costs others nothing.
 
 A request is let in when an engine that may answer it has a place; until then it waits, before anything of it is
-computed. A bounded number waits; the rest is refused at once with the time after which it is worth trying
-again. Waiting requests are taken by priority (vLLM's: lower first), then in order; long prompts wait in a line
-of their own. Long ones take several places each, by their length, and the two lines are served by the places
-that they have had (start-time fair queueing, Goyal et al. 1996), three to the short ones for one to the long
-ones: so neither kind starves the other, however many of either come.
+computed. So does one that comes while no path is up but an engine may be coming up. A bounded number waits; the
+rest is refused at once with the time after which it is worth trying again. Waiting requests are taken by
+priority (vLLM's: lower first), then in order; long prompts wait in a line of their own. Long ones take several
+places each, by their length, and the two lines are served by the places that they have had (start-time fair
+queueing, Goyal et al. 1996), three to the short ones for one to the long ones: so neither kind starves the
+other, however many of either come.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from hexgen2.coordinator.errors import ApiError
+from hexgen2.coordinator.errors import ApiError, no_path
 from hexgen2.coordinator.fleet import Place, Want
 
 # The part of the places that each line gets while both wait: the short ones, the long ones.
@@ -54,6 +55,10 @@ class Room(Protocol):
 
     def place(self, want: Want) -> Place | None:
         """A place, None where there is none now; ApiError where waiting would not help."""
+        ...
+
+    def patience_s(self, want: Want) -> float | None:
+        """How long a request may wait, where nothing that may serve it is up; None where something is."""
         ...
 
 
@@ -162,8 +167,9 @@ class Admission:
         if not line:  # it has no claim to what it left to the other line while it was empty
             self._served[want.long] = max(self._served[want.long], self._served[not want.long])
         line.add(lane, waiting)
+        patience_s = self._room.patience_s(want)
         try:
-            async with asyncio.timeout(self._limits.wait_s):
+            async with asyncio.timeout(min(self._limits.wait_s, patience_s or math.inf)):
                 return await future
         except BaseException as error:
             if not future.done() or future.cancelled():
@@ -171,6 +177,8 @@ class Admission:
             elif future.exception() is None:
                 self._leave(future.result())  # the place was given at the very moment the wait ended
             if isinstance(error, TimeoutError):
+                if self._room.patience_s(want) is not None:
+                    raise no_path() from None
                 raise _refused("No place came free in time.", self._retry_after()) from None
             raise
 

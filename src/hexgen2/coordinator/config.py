@@ -68,6 +68,9 @@ class Timeouts(_Frozen):
     """Bounds on every wait, in seconds: with them nothing hangs."""
 
     connect_s: float = Field(default=2.0, gt=0, description="TCP (and TLS) set-up with an engine")
+    headers_s: float = Field(
+        default=15.0, gt=0, description="a client's sending of its first request's head, from its connecting"
+    )
     body_s: float = Field(default=60.0, gt=0, description="a client's sending of its request body")
     prefill_s: float = Field(default=120.0, gt=0, description="leg 1, from sending it to its whole answer")
     first_byte_s: float = Field(
@@ -122,7 +125,8 @@ class Limits(_Frozen):
     engine_wait_s: float = Field(
         default=10.0,
         ge=0,
-        description="how long a request whose engine was lost waits for another to come up, in seconds",
+        description="how long a request whose engine was lost, or that comes while none is up, waits for "
+        "one to come up, in seconds",
     )
     unhealthy_after: int = Field(
         default=3,

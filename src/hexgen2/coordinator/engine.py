@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -49,6 +50,8 @@ class Engine:
     calls: set[Call] = field(default_factory=set)
     feeding: set[Call] = field(default_factory=set)
     down_since: float | None = None  # monotonic; None while it is up, and before it first was
+    born: float = field(default_factory=time.monotonic)
+    returning: bool | None = None  # it is being started again; False: it will not be; None: nobody said
     lives: int = 0  # how often it has gone down: what it held in memory belongs to one life
     gate: Gate = field(init=False)
     free: asyncio.Event = field(default_factory=asyncio.Event)  # set while nothing holds it
@@ -102,6 +105,13 @@ class Engine:
     def down_for(self, now: float) -> float:
         """Seconds since it went down; 0 while it is up."""
         return 0.0 if self.down_since is None else now - self.down_since
+
+    def may_come_up(self, now: float, grace_s: float) -> bool:
+        """Whether it is worth waiting for: it is being started again, or it has been down for no longer than
+        the grace and nobody said that it stays down."""
+        if self.returning is not None:
+            return self.returning
+        return now - (self.born if self.down_since is None else self.down_since) < grace_s
 
     def end_work(self, reason: str, fetches: bool) -> None:
         """End what it works on and what waits for it: a frozen engine would never do so itself. With `fetches`

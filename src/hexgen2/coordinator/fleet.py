@@ -102,6 +102,7 @@ class Fleet:
             limits.breaker_failures, limits.breaker_open_s, limits.breaker_max_open_s
         )
         self._prefers = limits.affinity_slack > 0
+        self._engine_wait_s = limits.engine_wait_s
         self._came_up = asyncio.Event()
         self.prefixes = PrefixIndex(self.engines)
         self.watchers: list[Watcher] = []
@@ -176,13 +177,35 @@ class Fleet:
         return self._routers(want)
 
     def place(self, want: Want) -> Place | None:
-        """A place for a new request; None where it must wait for one. ApiError where nothing is up."""
+        """A place for a new request; None where it must wait for one. ApiError where nothing is up and nothing
+        may come up soon."""
         found = self._candidates(want, ())
         if found is None:
+            if self._may_come_up(want):
+                return None
             raise no_path()
         router, _, free = found
         path = self._pick(router, free, want)
         return None if path is None else Place(self, path, want.weight)
+
+    def patience_s(self, want: Want) -> float | None:
+        """How long a request may wait for engines, where none that may serve it are up; None where some are."""
+        up = any(self.is_up(path) for router in self._routers(want) for path in router.paths)
+        return None if up else self._engine_wait_s
+
+    def _may_come_up(self, want: Want) -> bool:
+        now = time.monotonic()
+        come = {
+            name
+            for name, engine in self.engines.items()
+            if engine.up or engine.may_come_up(now, self._engine_wait_s)
+        }
+        return any(come.issuperset(path.groups) for router in self._routers(want) for path in router.paths)
+
+    def returns(self, group: str, returns: bool) -> None:
+        """Whoever runs an engine that is down says whether it is being started again."""
+        self.engines[group].returning = returns
+        self._changed()
 
     def choose(self, want: Want | None = None, avoid: Collection[Path] = ()) -> Path | None:
         """A path whose engines are all up, better with a free place than without; None where there is none.
@@ -301,6 +324,7 @@ class Fleet:
         if not engine.up:
             log.info("engine %s is up", engine.id)
             engine.up, engine.reason, engine.down_since = True, "healthy", None
+            engine.returning = None
             self._came_up.set()
             self._came_up = asyncio.Event()
             self._changed()

@@ -78,7 +78,7 @@ class Coordinator:
         self._tls = tls
         self._tracing = tracing or Tracing()
         self._reloader = Reloader([])
-        self._reloading: asyncio.Task[None] | None = None
+        self._background: list[asyncio.Task[None]] = []
         self._api: Api | None = None
         self._runner: web.AppRunner | None = None
         self._site: web.BaseSite | None = None
@@ -110,6 +110,12 @@ class Coordinator:
         if engine is not None:
             self.metrics.restarts.labels(group_id, engine.endpoint.role).inc()
             self.fleet.forgive(group_id)
+            self.fleet.returns(group_id, True)
+
+    def engine_given_up(self, group_id: str) -> None:
+        """The engine is not started again: who waits for it must not."""
+        if group_id in self.fleet.engines:
+            self.fleet.returns(group_id, False)
 
     async def update(self, config: CoordinatorConfig) -> None:
         """Serve by another config from now on: other shares, roles, engines or routes; time-outs, limits and
@@ -167,9 +173,7 @@ class Coordinator:
         generation = Generation(self.config, self._client, self.metrics, surface, self._tracing)
         self._api = Api(self.config, self._client, self.fleet, self.metrics, surface, generation, self.live)
         await self._client.start()
-        self._runner = web.AppRunner(
-            self._api.application(), handler_cancellation=True, access_log=None, shutdown_timeout=1.0
-        )
+        self._runner = surface.runner(self._api.application())
         try:
             await self._runner.setup()
             await self._health.start()
@@ -189,7 +193,11 @@ class Coordinator:
             raise InputError("--host", "", problem, "give an address of this machine") from None
         self._host = host
         self._reloader = Reloader([thing for thing in (self._keys, self._tls) if thing is not None])
-        self._reloading = asyncio.create_task(self._reloader.run(), name="reloader")
+        assert self._runner.server is not None, "set up"
+        self._background = [
+            asyncio.create_task(self._reloader.run(), name="reloader"),
+            asyncio.create_task(surface.heads.watch(self._runner.server), name="heads"),
+        ]
         log.info("coordinator listens on %s", self.url)
 
     async def _start_workers(self, host: str, port: int) -> None:
@@ -248,10 +256,10 @@ class Coordinator:
             self.workers.reload()
 
     async def _close(self) -> None:
-        if self._reloading is not None:
-            self._reloading.cancel()
-            await asyncio.wait((self._reloading,))
-            self._reloading = None
+        for task in self._background:
+            task.cancel()
+            await asyncio.wait((task,))
+        self._background = []
         await self.live.stop()
         if self.workers is not None:
             await self.workers.stop()

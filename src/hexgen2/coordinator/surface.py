@@ -13,6 +13,7 @@ from hexgen2.coordinator import errors, live
 from hexgen2.coordinator.auth import ApiKeys
 from hexgen2.coordinator.config import CoordinatorConfig
 from hexgen2.coordinator.errors import ApiError
+from hexgen2.coordinator.heads import KEEPALIVE_S, Heads
 from hexgen2.coordinator.request import REQUEST_ID
 
 log = logging.getLogger(__name__)
@@ -30,6 +31,7 @@ class Surface:
         self._limits = config.limits
         self._timeouts = config.timeouts
         self.keys = keys
+        self.heads = Heads(config.timeouts.headers_s)
 
     def application(self) -> web.Application:
         """Without any address."""
@@ -37,9 +39,21 @@ class Surface:
             client_max_size=self._limits.max_body_bytes, middlewares=[self._errors, self._guard]
         )
 
+    @staticmethod
+    def runner(app: web.Application) -> web.AppRunner:
+        """What serves an application of this surface. A client that goes away cancels its request."""
+        return web.AppRunner(
+            app,
+            handler_cancellation=True,
+            access_log=None,
+            shutdown_timeout=1.0,
+            keepalive_timeout=KEEPALIVE_S,
+        )
+
     @web.middleware
     async def _errors(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Whatever goes wrong before the answer begins becomes an OpenAI error body."""
+        self.heads.came(request.protocol)
         try:
             return await handler(request)
         except ApiError as error:

@@ -10,8 +10,9 @@ import pytest
 
 from hexgen2.coordinator import ApiKeys
 from hexgen2.report.live import page_files
-from tests.coordinator.conftest import Stand, running, until
+from tests.coordinator.conftest import Stand, running
 from tests.coordinator.test_update import config_of
+from tests.waiting import until
 
 STATE = "/live/state"
 

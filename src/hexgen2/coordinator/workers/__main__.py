@@ -71,7 +71,7 @@ class Worker:
         app = surface.application()
         generation.add_to(app)
         forwarder.add_to(app)
-        runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=1.0)
+        runner = surface.runner(app)
         self._reloader = Reloader([thing for thing in (keys, tls) if thing is not None])
         async with AsyncExitStack() as stack:
             stack.push_async_callback(asyncio.to_thread, tracing.close)
@@ -80,7 +80,9 @@ class Worker:
                 stack.push_async_callback(part.close)
             await runner.setup()
             stack.push_async_callback(runner.cleanup)
-            for running in (self._reloader.run(), self._desk.tell_heard()):
+            assert runner.server is not None, "set up"
+            heads = surface.heads.watch(runner.server)
+            for running in (self._reloader.run(), self._desk.tell_heard(), heads):
                 stack.callback(asyncio.create_task(running).cancel)
             context = None if tls is None else tls.context
             sites = [web.SockSite(runner, one, backlog=2048, ssl_context=context) for one in listen]

@@ -1,0 +1,93 @@
+"""Requests that come while no path is up: held while an engine may be coming up, else refused at once."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from urllib.parse import urlsplit
+
+import pytest
+
+from hexgen2.coordinator import Limits
+from tests.waiting import until
+
+from .conftest import QUICK, Stand, expected, running, text_of
+
+HOLD = Limits(unhealthy_after=2, engine_wait_s=20, max_queue=8)
+
+
+async def take_out(stand: Stand, group: str) -> int:
+    """Kill an engine; its port."""
+    port = urlsplit(stand.engines[group].url).port
+    stand.engines[group].kill()
+    await until(lambda: not stand.coordinator.fleet.engines[group].up)
+    assert port is not None
+    return port
+
+
+async def wait_for_queue(stand: Stand, number: int) -> None:
+    await until(lambda: stand.coordinator.admission.waiting == number)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("told", [False, True], ids=["lately-down", "being-restarted"])
+async def test_requests_wait_for_an_engine_that_comes_back(told: bool, workers: int) -> None:
+    """Whoever runs the engine says so, or else it has not been down for long."""
+    limits = HOLD if not told else HOLD.model_copy(update={"engine_wait_s": 20})
+    async with running({"p0>d0": 1.0}, limits=limits, workers=workers) as stand:
+        port = await take_out(stand, "d0")
+        if told:
+            stand.coordinator.engine_ended("d0")
+            stand.coordinator.engine_restarts("d0")
+        asked = [asyncio.create_task(stand.stream(f"request {n}", max_tokens=5)) for n in range(6)]
+        await wait_for_queue(stand, 6)
+        await stand.engines["d0"].stop()
+        await stand.engines["d0"].start(port)
+        for number, stream in enumerate(asked):
+            assert text_of(await stream) == expected(f"request {number}", 5)
+
+
+@pytest.mark.parametrize(
+    ("told", "wait_s"), [(False, 20.0), (None, 0.0)], ids=["given-up", "nobody-says-and-no-time"]
+)
+async def test_where_none_is_coming_the_answer_is_503_at_once(told: bool | None, wait_s: float) -> None:
+    limits = HOLD.model_copy(update={"engine_wait_s": wait_s})
+    async with running({"p0>d0": 1.0}, limits=limits) as stand:
+        await take_out(stand, "p0")
+        if told is False:
+            stand.coordinator.engine_given_up("p0")
+        began = time.monotonic()
+        status, body, headers = await stand.post("/v1/completions", {"prompt": "a"})
+        assert (status, body["error"]["code"], headers["Retry-After"]) == (503, "no_engine_available", "1")
+        assert time.monotonic() - began < 5
+
+
+async def test_who_waits_is_told_when_the_engine_is_given_up() -> None:
+    async with running({"c0": 1.0}, limits=HOLD) as stand:
+        await take_out(stand, "c0")
+        stand.coordinator.engine_restarts("c0")
+        asked = [asyncio.create_task(stand.post("/v1/completions", {"prompt": "a"})) for _ in range(3)]
+        await wait_for_queue(stand, 3)
+        stand.coordinator.engine_given_up("c0")
+        assert {(await one)[1]["error"]["code"] for one in asked} == {"no_engine_available"}
+        assert stand.coordinator.admission.waiting == 0
+
+
+async def test_holding_is_bounded_in_number_and_time() -> None:
+    limits = HOLD.model_copy(update={"max_queue": 2, "engine_wait_s": 0.5})
+    async with running({"c0": 1.0}, limits=limits, timeouts=QUICK) as stand:
+        await take_out(stand, "c0")
+        stand.coordinator.engine_restarts("c0")
+        asked = [asyncio.create_task(stand.post("/v1/completions", {"prompt": "a"})) for _ in range(5)]
+        answers = [await one for one in asked]
+        assert sorted(status for status, _, _ in answers) == [429, 429, 429, 503, 503]
+        assert all(int(headers["Retry-After"]) >= 1 for _, _, headers in answers)
+
+
+async def test_a_path_that_is_up_does_not_wait_for_another() -> None:
+    async with running({"p0>d0": 0.5, "c0": 0.5}, limits=HOLD) as stand:
+        await take_out(stand, "d0")
+        stand.coordinator.engine_restarts("d0")
+        for _ in range(4):
+            await stand.complete("a", max_tokens=2)
+        assert stand.engines["c0"].core.generation_tokens_total == 8
