@@ -78,7 +78,7 @@ async def test_a_controller_runs_beside_a_service(
 
     async def sometimes_dead(self: HealthWatch, engine: Engine) -> None:
         if dead and engine.id == lost:
-            self._client.fleet.mark_down(engine, "it is to be dead in this test")
+            self._fleet.mark_down(engine, "it is to be dead in this test")
         else:
             await poll(self, engine)
 

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from hexgen2.coordinator import Limits
+from hexgen2.emulator import EmulatedEngine
 from tests.waiting import until
 
 from .conftest import QUICK, Stand, expected, running, text_of
@@ -33,8 +34,7 @@ async def wait_for_queue(stand: Stand, number: int) -> None:
 @pytest.mark.parametrize("told", [False, True], ids=["lately-down", "being-restarted"])
 async def test_requests_wait_for_an_engine_that_comes_back(told: bool, workers: int) -> None:
     """Whoever runs the engine says so, or else it has not been down for long."""
-    limits = HOLD if not told else HOLD.model_copy(update={"engine_wait_s": 20})
-    async with running({"p0>d0": 1.0}, limits=limits, workers=workers) as stand:
+    async with running({"p0>d0": 1.0}, limits=HOLD, workers=workers) as stand:
         port = await take_out(stand, "d0")
         if told:
             stand.coordinator.engine_ended("d0")
@@ -42,9 +42,9 @@ async def test_requests_wait_for_an_engine_that_comes_back(told: bool, workers: 
         asked = [asyncio.create_task(stand.stream(f"request {n}", max_tokens=5)) for n in range(6)]
         await wait_for_queue(stand, 6)
         await stand.engines["d0"].stop()
-        await stand.engines["d0"].start(port)
-        for number, stream in enumerate(asked):
-            assert text_of(await stream) == expected(f"request {number}", 5)
+        async with EmulatedEngine(stand.engines["p0"].config).running(port):
+            for number, stream in enumerate(asked):
+                assert text_of(await stream) == expected(f"request {number}", 5)
 
 
 @pytest.mark.parametrize(

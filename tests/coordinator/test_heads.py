@@ -42,7 +42,7 @@ async def test_a_head_that_does_not_come_ends_its_connection(sent: str, workers:
             for _ in range(2):
                 async with http.get(stand.url + "/version") as response:
                     assert response.status == 200
-                await asyncio.sleep(1.0)
+                await asyncio.sleep(0.7)
 
 
 async def test_a_request_that_runs_long_is_no_silent_client() -> None:
@@ -50,6 +50,6 @@ async def test_a_request_that_runs_long_is_no_silent_client() -> None:
         stand.engines["c0"].core.freeze()
         task = asyncio.create_task(stand.complete("a", max_tokens=2))
         await until(lambda: stand.coordinator.fleet.engines["c0"].in_flight == 1)
-        await asyncio.sleep(1.0)
+        await asyncio.sleep(0.7)
         stand.engines["c0"].core.thaw()
         assert (await task)["usage"]["completion_tokens"] == 2
