@@ -8,7 +8,7 @@ import pytest
 
 from hexgen2.report.live import flows_now, measured_links, network_now, page_files
 from hexgen2.report.page.flows import Measured, Station
-from tests.report.test_page import SVG, plan
+from tests.report.test_page import SVG, colours, contrast, plan
 
 STATIONS = (
     Station(("p0",), "prefill", 1.0, "2×H100"),
@@ -66,3 +66,12 @@ def test_the_network_keeps_its_places_whatever_is_measured() -> None:
 def test_the_page_needs_a_key_only_where_keys_are_on() -> None:
     assert b'content="off"' in page_files(False)["/live"].body
     assert b'content="on"' in page_files(True)["/live"].body
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+def test_what_the_live_page_adds_stands_out_too(scheme: int) -> None:
+    """Contrast of at least 4.5 for text (WCAG 2.2, 1.4.3)."""
+    known = colours(page_files(False)["/live/page.css"].body.decode(), scheme)
+    for text in ("warn", "good", "full", "decode", "prefill", "soft", "ink"):
+        for ground in ("ground", "card"):
+            assert contrast(known[text], known[ground]) >= 4.5, (text, ground)

@@ -181,25 +181,34 @@ def luminance(colour: str) -> float:
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
+def contrast(a: str, b: str) -> float:
+    """The contrast of two colours as WCAG 2.2 counts it."""
+    light, dark = sorted((luminance(a), luminance(b)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def colours(style: str, scheme: int) -> dict[str, str]:
+    """The colours by name that a style sheet's `:root` rules set: light (0) or dark (1)."""
+    blocks = re.findall(r":root \{(.*?)\}", style, flags=re.S)
+    return dict(
+        pair for block in blocks[scheme::2] for pair in re.findall(r"--([\w-]+): (#[0-9a-f]{6})", block)
+    )
+
+
 @pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
 def test_text_stands_out_from_its_ground(scheme: int) -> None:
     """Contrast of at least 4.5 for text and 3 for lines (WCAG 2.2, 1.4.3 and 1.4.11)."""
-    blocks = re.findall(r":root \{(.*?)\}", style_text(), flags=re.S)
-    colours = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", blocks[scheme]))
-
-    def contrast(a: str, b: str) -> float:
-        light, dark = sorted((luminance(colours[a]), luminance(colours[b])), reverse=True)
-        return (light + 0.05) / (dark + 0.05)
+    known = colours(style_text(), scheme)
 
     for text in ("ink", "soft"):
         for ground in ("ground", "card"):
-            assert contrast(text, ground) >= 4.5
+            assert contrast(known[text], known[ground]) >= 4.5
     for role in ("prefill", "decode", "colocated"):
-        assert contrast(role, "ground") >= 4.5
-        assert contrast("ink", f"{role}-fill") >= 4.5
-        assert contrast(role, f"{role}-fill") >= 3
+        assert contrast(known[role], known["ground"]) >= 4.5
+        assert contrast(known["ink"], known[f"{role}-fill"]) >= 4.5
+        assert contrast(known[role], known[f"{role}-fill"]) >= 3
     for line in ("full", "flow"):
-        assert contrast(line, "ground") >= 3
+        assert contrast(known[line], known["ground"]) >= 3
 
 
 def test_a_trace_is_read_as_it_was_written(tmp_path: Path) -> None:

@@ -156,6 +156,11 @@ class Metrics:
         if self.listener is not None:
             self.listener.served(request)
 
+    def some(self, names: Iterable[str]) -> Iterator[Metric]:
+        """Only the samples of these names, and what the engines are like now."""
+        yield from self.registry.restricted_registry(names).collect()
+        yield from self._fleet.collect()
+
     def render(self, kv: dict[str, KvTotals]) -> bytes:
         """The exposition text, with the engines' own totals of KV transfers."""
         self._fleet.kv = kv

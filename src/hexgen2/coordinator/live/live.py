@@ -15,20 +15,22 @@ from hexgen2.coordinator.fleet import Fleet
 from hexgen2.coordinator.kv_totals import KvTotals, kv_transfer_totals
 from hexgen2.coordinator.live.events import EventLog, Told, changes, turns
 from hexgen2.coordinator.live.history import History, Sample
-from hexgen2.coordinator.live.reading import read
+from hexgen2.coordinator.live.reading import SAMPLES, read
 from hexgen2.coordinator.metrics import Metrics
 from hexgen2.specs.plan import Plan
 
 log = logging.getLogger(__name__)
 
-EVERY_S = 1.0
+EVERY_S, MOST_OF_TIME = 1.0, 0.01
+"""Seconds between two looks, and the part of its time that the event loop may spend on them: fleets of many
+hundred routes are looked at less often."""
 WATCHED_S = 15.0
 """Seconds after the last look at the page in which the engines are asked for their KV transfers."""
 KV_EVERY_S, KV_SPAN_S = 2.0, 30.0
 
 
 class Live:
-    """Looks at the metrics once a second, which costs milliseconds. The engines are asked for the KV bytes that
+    """Looks at the metrics once a second, which costs a millisecond or two. The engines are asked for the KV bytes that
     they received only while somebody looks.
 
     ``plan`` says what is served, where that is known: the coordinator itself knows engines and shares only.
@@ -78,7 +80,7 @@ class Live:
     def sample(self) -> Sample:
         """Look once."""
         now, at = time.monotonic(), time.time()
-        reading, before = read(self._metrics.registry.collect(), now), self.history.reading
+        reading, before = read(self._metrics.some(SAMPLES), now), self.history.reading
         sample = self.history.add(reading, at)
         engines, config = self.fleet.engines, self._config()
         found: list[Told] = []
@@ -104,10 +106,13 @@ class Live:
         return {group: max(0.0, bytes_) / (last_s - first_s) for group, bytes_ in grown.items()}
 
     async def _run(self, session: aiohttp.ClientSession) -> None:
+        took = 0.0
         while True:
-            await asyncio.sleep(EVERY_S)
+            await asyncio.sleep(max(EVERY_S, took / MOST_OF_TIME))
             try:
+                began = time.perf_counter()
                 self.sample()
+                took = time.perf_counter() - began
                 await self._ask(session)
             except Exception:
                 log.exception("the live page misses a second")

@@ -71,7 +71,7 @@ def read(families: Iterable[Metric], at_s: float) -> Reading:
         take = found.takers.get(family.name)
         if take is not None:
             for sample in family.samples:
-                if not sample.name.endswith("_created"):
+                if not sample.name.endswith("_created"):  # as a whole registry has them
                     take(sample.name, sample.labels, float(sample.value))
     numbers = found.numbers
     return Reading(
@@ -125,6 +125,13 @@ _BY_ONE = {
 }
 _BY_TWO = {"route_requests": ("prefill", "target"), "engine_failures": ("group", "kind")}
 _BUCKETS = ("time_to_first_token_seconds", "time_per_output_token_seconds")
+SAMPLES = tuple(
+    f"hexgen2:{name}{end}"
+    for names, ends in (((*_NUMBERS, *_BY_ONE, *_BY_TWO), ("", "_total")), (_BUCKETS, ("_bucket",)))
+    for name in names
+    for end in ends
+)
+"""Names of the samples that a reading is made of; other metrics need not be collected for it."""
 Taker = Callable[[str, Mapping[str, str], float], None]
 
 
