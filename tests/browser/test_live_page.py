@@ -11,7 +11,7 @@ import pytest
 import pytest_asyncio
 
 from hexgen2.coordinator import ApiKeys
-from hexgen2.specs.plan import LinkLoad, Plan, load_plan
+from hexgen2.specs.plan import load_plan
 from tests.browser.looks import DESK, FAULTS, PHONE, Watched, opened
 from tests.browser.service import Service, serving
 
@@ -19,21 +19,8 @@ if TYPE_CHECKING:
     from playwright.async_api import Browser, Locator
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
+PLAN = load_plan(Path(__file__).parents[1] / "simulator" / "plan_20_gpus.json")
 CHARTS = 6
-
-
-def linked(plan: Plan) -> Plan:
-    """The plan with a load on the link of each route (the file is from before plans told of links)."""
-
-    def node(group: str) -> str:
-        return plan.group_by_id[group].gpus[0].split("/")[0]
-
-    pairs = {(node(route.source), node(route.target)) for route in plan.routes}
-    links = [LinkLoad.model_validate({"from": a, "to": b, "bytes_per_s": 4e9, "use": 0.5}) for a, b in pairs]
-    return plan.model_copy(update={"links": tuple(links)})
-
-
-PLAN = linked(load_plan(Path(__file__).parents[1] / "simulator" / "plan_20_gpus.json"))
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -44,9 +44,15 @@ def test_links_carry_what_the_routes_received() -> None:
     (link,) = measured_links(one, {("p0", "d0"): 1e8})
     assert (link.source, link.target) == ("b", "a")
     assert link.bytes_per_s == pytest.approx(1e8)
-    assert link.use == pytest.approx(0.125)
+    assert link.use == pytest.approx(1e8 / (25e9 / 8)), "of the 25 Gb/s between the nodes"
     (still,) = measured_links(one, {("p0", "gone"): 1e8})
     assert still.bytes_per_s == 0
+
+
+def test_a_plan_that_does_not_tell_of_links_has_those_of_its_routes() -> None:
+    svg = network_now(plan(links=[]), {("p0", "d0"): 2e8}, ())
+    assert svg.count('class="link"') == 1, "b to a; from b to itself there is no link"
+    assert "200 MB/s" in svg
 
 
 def test_the_network_keeps_its_places_whatever_is_measured() -> None:

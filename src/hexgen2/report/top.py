@@ -57,7 +57,8 @@ def _headline(state: Document) -> Text:
     status, style = words.get(state["status"], (state["status"], "red"))
     text = Text.assemble((state["model"], "bold"), "  ", (status, f"bold {style}"))
     if plan is not None:
-        text.append(f"  {plan['cluster']}, planned for {plan['workload']}, ${plan['price_per_hour']:.2f}/h")
+        load = "the load as seen" if plan["workload"] == "observed" else plan["workload"]
+        text.append(f"  {plan['cluster']}, planned for {load}, ${plan['price_per_hour']:.2f}/h")
     text.append(f"  {_clock(state['at'])}", "dim")
     return text
 

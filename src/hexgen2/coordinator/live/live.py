@@ -30,8 +30,8 @@ KV_EVERY_S, KV_SPAN_S = 2.0, 30.0
 
 
 class Live:
-    """Looks at the metrics once a second, which costs a millisecond or two. The engines are asked for the KV bytes that
-    they received only while somebody looks.
+    """Looks at the metrics once a second, which costs a millisecond or two. The engines are asked for the KV
+    bytes that they received only while somebody looks.
 
     ``plan`` says what is served, where that is known: the coordinator itself knows engines and shares only.
     """

@@ -192,8 +192,7 @@ function show(state) {
   remember(state.history);
   say(at("model"), state.model);
   document.title = `${state.model}: ${STATUS[state.status] ?? state.status}`;
-  say(at("about"), state.plan ? `${state.plan.cluster}, planned for ${state.plan.workload}, $${state.plan.price_per_hour.toFixed(2)}/h`
-    : `${state.groups.length} groups`);
+  say(at("about"), state.plan ? about(state.plan) : `${state.groups.length} groups`);
   say(at("status"), STATUS[state.status] ?? state.status);
   at("status").className = `state ${state.status}`;
   showFigures(state);
@@ -204,6 +203,11 @@ function show(state) {
 }
 
 // The loop
+
+function about(plan) {
+  const load = plan.workload === "observed" ? "the load as seen" : plan.workload;
+  return `${plan.cluster}, planned for ${load}, $${plan.price_per_hour.toFixed(2)}/h`;
+}
 
 function complain(text) {
   at("trouble").hidden = !text;

@@ -32,6 +32,8 @@ def flows_now(groups: Sequence[Station], routes: Mapping[Ends, float], measured:
 
 def network_now(plan: Plan, kv_bytes_per_s: Mapping[Ends, float], down: Collection[str]) -> Markup:
     """The plan over the network, with the KV bytes/s that were measured on each route."""
+    if not plan.links:  # the controller's plans do not say what their links carry
+        plan = plan.model_copy(update={"links": _links_of_routes(plan)})
     return network_svg(plan, measured_links(plan, kv_bytes_per_s), down)
 
 
@@ -52,12 +54,24 @@ def measured_links(plan: Plan, kv_bytes_per_s: Mapping[Ends, float]) -> tuple[Li
         for pair in pairs:
             part = planned[pair].bytes_per_s / whole if whole > 0 else 1 / len(pairs)
             carried[pair] = carried.get(pair, 0.0) + rate * part
-    return tuple(_carrying(link, carried.get(pair, 0.0)) for pair, link in planned.items())
+    index = {node.name: place for place, node in enumerate(plan.cluster.nodes)}
+    return tuple(
+        link.model_copy(
+            update={
+                "bytes_per_s": carried.get((a, b), 0.0),
+                "use": carried.get((a, b), 0.0) / plan.cluster.node_link(index[a], index[b]).bandwidth,
+            }
+        )
+        for (a, b), link in planned.items()
+    )
 
 
-def _carrying(link: LinkLoad, rate: float) -> LinkLoad:
-    use = link.use * rate / link.bytes_per_s if link.bytes_per_s > 0 else 0.0
-    return link.model_copy(update={"bytes_per_s": rate, "use": use})
+def _links_of_routes(plan: Plan) -> tuple[LinkLoad, ...]:
+    """The links that the plan's routes cross, without a load."""
+    known = plan.group_by_id
+    pairs = {pair for route in plan.routes for pair in _pairs(known[route.source], known[route.target])}
+    empty = [{"from": a, "to": b, "bytes_per_s": 0.0, "use": 0.0} for a, b in sorted(pairs)]
+    return tuple(map(LinkLoad.model_validate, empty))
 
 
 def _pairs(source: Group, target: Group) -> list[Pair]:

@@ -131,7 +131,7 @@ def _placed(plan: Plan, nodes: Sequence[str]) -> tuple[dict[str, Place], float]:
     for link in plan.links:
         for end, sign in ((link.source, 1.0), (link.target, -1.0)):
             if end in sent:
-                sent[end] += sign * link.bytes_per_s
+                sent[end] += sign * (link.bytes_per_s or 1.0)
     ranked = sorted(nodes, key=lambda name: -sent[name])
     left = set(ranked[: (len(ranked) + 1) // 2])
     counts = {node.name: node.count for node in plan.cluster.nodes}
