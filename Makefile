@@ -1,6 +1,6 @@
 # make demo: plan and serve a mixed cluster on this machine.   make test: every check.
 # make slow: what takes minutes more (all layouts on real engines, 200 clusters against the exhaustive solver).
-.PHONY: demo test lint unit engine slow venv clean
+.PHONY: demo test lint unit engine slow docs venv clean
 PY := .venv/bin/python
 
 demo: venv
@@ -27,6 +27,11 @@ engine: venv
 
 slow: venv
 	HEXGEN2_ENGINE_REQUIRED=1 $(PY) -m pytest -q -m slow --timeout 1800
+
+# The rooms' public faces, from their docstrings. The plugin stays out: only vLLM's processes import it.
+docs: venv
+	$(PY) -m pdoc --docformat markdown -o build/docs hexgen2 '!hexgen2.vllm_plugin' '!hexgen2.cli'
+	@echo open build/docs/index.html
 
 clean:
 	rm -rf .venv build
