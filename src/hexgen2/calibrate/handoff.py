@@ -19,6 +19,7 @@ import numpy as np
 
 from hexgen2.calibrate.drive import REQUEST_LIMIT_S, Engine, served
 from hexgen2.calibrate.fit import Measured
+from hexgen2.specs.errors import InputError
 from hexgen2.specs.gpu import Link
 
 FIRST_LEG = {
@@ -29,18 +30,29 @@ FIRST_LEG = {
     "remote_host": None,
     "remote_port": None,
 }
+PROMPTS = (64, 256, 1024)
+"""Tokens of the prompts whose KV caches are handed over, unless others are given."""
+
 ANSWER = 2
 """Tokens of the answer: the first is timed."""
 
 
 async def measure_handoff(
-    prefill_url: str, decode: Engine, link: Link, prompts: Sequence[int], repeats: int = 3, seed: int = 0
+    prefill_url: str,
+    decode: Engine,
+    link: Link | None,
+    prompts: Sequence[int],
+    repeats: int = 3,
+    seed: int = 0,
 ) -> list[Measured]:
     """Time the hand-over of prompts of so many tokens over ``link`` to the engine ``decode``; the median of the
-    repeats of each. ValueError where an engine refuses or fails a leg."""
+    repeats of each. Without a known link its time counts as the engine's. InputError where an engine refuses or
+    fails a leg."""
     rng = np.random.default_rng(seed)
     found: list[Measured] = []
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=REQUEST_LIMIT_S)) as session:
+    headers = {"Authorization": f"Bearer {decode.api_key}"} if decode.api_key else {}
+    timeout = aiohttp.ClientTimeout(total=REQUEST_LIMIT_S)
+    async with aiohttp.ClientSession(headers=headers, timeout=timeout) as session:
         name, _ = await served(session, decode.url)
         await _second_leg_s(session, prefill_url, decode, name, prompts[0], rng)  # the engines meet
         for tokens in prompts:
@@ -67,7 +79,10 @@ async def _second_leg_s(
     async with session.post(f"{prefill_url}/v1/completions", json=first, headers=headers) as response:
         answer = await response.json()
         if response.status != 200 or not answer.get("kv_transfer_params"):
-            raise ValueError(f"no KV cache from {prefill_url}: {json.dumps(answer)[:200]}")
+            problem = f"hands over no KV cache ({json.dumps(answer)[:200]})"
+            raise InputError(
+                prefill_url, "", problem, "give an engine with a KV connector, in the producer's role"
+            )
     second = {**body, "max_tokens": ANSWER, "stream": True, "kv_transfer_params": answer["kv_transfer_params"]}
     sent = time.perf_counter()
     begun: float | None = None
@@ -76,5 +91,6 @@ async def _second_leg_s(
             if begun is None and line.startswith(b"data: ") and json.loads(line[6:]).get("choices"):
                 begun = time.perf_counter() - sent
     if begun is None:
-        raise ValueError(f"{decode.url} did not go on from a KV cache")
+        problem = f"did not go on from the KV cache of {prefill_url}"
+        raise InputError(decode.url, "", problem, "look into its log")
     return begun

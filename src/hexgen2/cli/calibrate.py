@@ -40,6 +40,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="TPxPP",
         help="TP and PP of each engine (default: 1x1; with --local 1x1, 2x1 and 1x2)",
     )
+    parser.add_argument(
+        "--handoff-from",
+        metavar="URL",
+        help="a prefill engine: measure also what it takes the URLs (decode engines) to go on from its KV",
+    )
     parser.add_argument("--api-key", metavar="KEY", help="for engines that want one")
     parser.add_argument("--name", help="name of the profile (default: that of the file)")
     parser.add_argument("--engine", default="vllm", metavar="TEXT", help="what the profile says of the engine")
@@ -132,6 +137,7 @@ def _calibrate(args: argparse.Namespace) -> int:
 async def _measure(args: argparse.Namespace, model: Model, grid: Grid, console: Console) -> list[Measured]:
     from hexgen2.calibrate import local
     from hexgen2.calibrate.drive import Engine, measure
+    from hexgen2.calibrate.handoff import PROMPTS, measure_handoff
 
     usual = [(1, 1), (2, 1), (1, 2)] if args.local else [(1, 1)] * len(args.urls)
     layouts: list[tuple[int, int]] = args.layout or usual
@@ -142,7 +148,12 @@ async def _measure(args: argparse.Namespace, model: Model, grid: Grid, console: 
         if args.urls:
             url = args.urls[place].rstrip("/").removesuffix("/v1")
             console.print(f"measuring TP {tp}, PP {pp} at {url}")
-            found += await measure(Engine(url, model, layout, args.api_key), grid, console.print)
+            engine = Engine(url, model, layout, args.api_key)
+            found += await measure(engine, grid, console.print)
+            if args.handoff_from:
+                source = args.handoff_from.rstrip("/").removesuffix("/v1")
+                prompts = [tokens for tokens in PROMPTS if tokens < grid.longest]
+                found += await measure_handoff(source, engine, None, prompts, grid.repeats)
         else:
             console.print(f"starting TP {tp}, PP {pp}, log in {args.run_directory}")
             async with local.running(plan, model, args.run_directory) as url:
