@@ -32,7 +32,7 @@ from typing import Any
 
 from testbed_calibrate import calibrate, measure_links
 from testbed_clusters import COMPUTE_BOUND, CORES, LINK_BOUND, MODEL, WORKLOAD, cost_model
-from testbed_compare import compare, flood
+from testbed_compare import IN_FLIGHT, compare, flood
 from testbed_fleet import serving
 from testbed_plans import best_equal, round_robin
 
@@ -105,7 +105,8 @@ async def on_equal(bed: Bed, equal: Plan, count: int, folder: Path) -> dict[str,
 
 
 def flood_size(plan: Plan, arguments: argparse.Namespace) -> int:
-    return max(64, round(plan.throughput_rps * arguments.seconds))
+    """Requests that keep the plan busy for half as long as a load; the others take longer."""
+    return max(2 * IN_FLIGHT, round(plan.throughput_rps * float(arguments.seconds) / 2))
 
 
 def run(setting: Setting, cost: CostModel, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -193,7 +194,7 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=[setting.name for setting in SETTINGS], help="one of the settings")
     parser.add_argument("--loads", type=float, nargs="+", default=[0.3, 0.6, 0.85])
-    parser.add_argument("--seconds", type=float, default=45.0, help="of each load and flood (default: 45)")
+    parser.add_argument("--seconds", type=float, default=40.0, help="of each load (default: 40)")
     parser.add_argument("--quick", action="store_true", help="12 seconds of each, for a look")
     parser.add_argument("--profile", help="a profile of an earlier run, in place of calibrating")
     parser.add_argument("--folder", type=Path, default=Path("build/testbed"), help="for logs and the profile")

@@ -34,8 +34,9 @@ LINK_GBPS = 1.0
 HANDED_OVER = (64, 256, 480)
 """Tokens of the prompts whose KV caches are handed over."""
 
-LARGEST = 2**22
-"""Bytes of the largest read: about the KV cache of a prompt."""
+LARGEST, LEAST, LONGEST_S = 2**22, 2**20, 0.5
+"""Bytes of the largest read: about the KV cache of a prompt, or what a slow link carries in half a second, but at
+least a megabyte."""
 
 START_S = 30.0
 Tell = Callable[[str], None]
@@ -90,18 +91,18 @@ def measure_links(bed: Bed, tell: Tell) -> Cluster:
     for a, b in combinations(range(len(names)), 2):
         rate = nominal.node_link(a, b).bandwidth
         if rate not in found:
-            found[rate] = _measure_link(bed, a, b)
+            found[rate] = _measure_link(bed, a, b, round(min(LARGEST, max(LEAST, LONGEST_S * rate))))
             told = f"{found[rate]['gbps']:.4g} Gb/s, {found[rate]['latency_ms']:.3g} ms"
             tell(f"a link of {rate * 8e-9:g} Gb/s carries {told}")
         links.append({"between": [names[a], names[b]], **found[rate]})
     return parse_cluster({**nominal.document(), "network": {"links": links}}, nominal.name)
 
 
-def _measure_link(bed: Bed, a: int, b: int) -> dict[str, float]:
-    """Of the link between two nodes: gbps and latency_ms."""
+def _measure_link(bed: Bed, a: int, b: int, largest: int) -> dict[str, float]:
+    """Of the link between two nodes, by reads of at most so many bytes: gbps and latency_ms."""
     command = (sys.executable, "-m", "hexgen2.cli.main", "calibrate")
     address = f"{bed.wiring.address(a)}:{PORT}"
-    reading = bed.inside(b, (*command, "--link", address, "--largest", str(LARGEST), "--json"))
+    reading = bed.inside(b, (*command, "--link", address, "--largest", str(largest), "--json"))
     with _running(bed.inside(a, (*command, "--serve-links", str(PORT))), bed.environment(a)):
         deadline = time.monotonic() + START_S
         while True:

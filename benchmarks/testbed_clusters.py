@@ -24,6 +24,10 @@ MEMORY_GIB = 0.28
 """What an engine may fill, so that its KV cache is within `EngineOptions.cpu_kv_cache_limit`."""
 
 
+PEAK = 2.0
+"""FLOP/s of a core beside the catalog's, which are what a benchmark got, not the most that it can do."""
+
+
 def device(name: str) -> dict[str, Any]:
     """An entry of `gpu_types`: so much of the catalog's whole core."""
     core, part = gpu_type("cpu-1c"), CORES[name]
@@ -32,7 +36,7 @@ def device(name: str) -> dict[str, Any]:
         "vendor": "cpu",
         "generation": core.generation,
         "memory_gib": MEMORY_GIB,
-        "dense_tflops": core.flops * part / 1e12,
+        "dense_tflops": PEAK * core.flops * part / 1e12,
         "dense_dtype": core.dense_dtype,
         "memory_bandwidth_gb_s": core.memory_bandwidth * part / 1e9,
         "link": {"kind": "loopback", "gb_s": 2.5, "latency_us": 10},

@@ -29,9 +29,10 @@ MTU = 9000
 QUEUE_MS = 50
 """How long a packet may wait for tokens before it is dropped."""
 
-TICK_S = 0.001
-"""A token bucket holds what its link carries in so long, at least `LEAST_BURST`: little, since what is in it is
-sent at once, and a KV cache after a pause would be faster than the link."""
+TICK_S = 0.004
+"""A token bucket holds what its link carries in so long, at least `LEAST_BURST`. With less, what comes in while
+the kernel sees to something else (a tick at 250 Hz) is lost; with more, transfers after a pause are faster than
+the link."""
 
 LEAST_BURST = 2**16
 """Bytes; the largest packet that TCP hands down at once."""
@@ -43,11 +44,11 @@ MOST_NODES = 99
 
 
 def cores_of(gpu: GpuType) -> float:
-    """The part of a core that a CPU device is: its FLOP/s to those of a whole core of the catalog.
+    """The part of a core that a CPU device is: its memory bandwidth to that of a whole core of the catalog.
 
-    Example: 0.0225 TFLOP/s beside the 0.09 of `cpu-1c`: a quarter.
+    Example: 8.75 GB/s beside the 35 of `cpu-1c`: a quarter.
     """
-    return gpu.flops / gpu_type(WHOLE_CORE).flops
+    return gpu.memory_bandwidth / gpu_type(WHOLE_CORE).memory_bandwidth
 
 
 @dataclass(frozen=True)
