@@ -35,8 +35,8 @@ HANDED_OVER = (64, 256, 480)
 """Tokens of the prompts whose KV caches are handed over."""
 
 LARGEST, LEAST, LONGEST_S = 2**22, 2**20, 0.5
-"""Bytes of the largest read: about the KV cache of a prompt, or what a slow link carries in half a second, but at
-least a megabyte."""
+"""Bytes of the largest read: about the KV cache of a prompt, or what a slow link carries in half a second, but
+at least a megabyte."""
 
 START_S = 30.0
 Tell = Callable[[str], None]
