@@ -18,6 +18,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from hexgen2.coordinator.openapi import document
+from hexgen2.report.live import page_files
 from tests.coordinator.conftest import Stand
 
 # Not asked for: that bad bodies are refused (`negative_data_rejection`). The engine judges those, and the
@@ -68,4 +69,5 @@ def test_every_route_is_described(stand: Stand) -> None:
     assert api is not None
     routes = {route.resource.canonical for route in api.application().router.routes() if route.resource}
     refused = ("/v1/embeddings", "/v1/responses", "/v1/audio/", "/v1/rerank", "/openapi.json")
+    described |= page_files(False)  # the live page's own files are for people
     assert {path for path in routes if not path.startswith(refused)} == set(described)

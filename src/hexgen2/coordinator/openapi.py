@@ -71,7 +71,7 @@ _COMMON: Schema = {
 }
 # What each status means beside an answer; errors are OpenAI error bodies.
 _STATUSES = {
-    400: "The body is not understood, by the coordinator or by the engine",
+    400: "The request is not understood, by the coordinator or by the engine",
     401: "No API key, or none that is known",
     404: "The model is not served",
     408: "The body did not come in time",
@@ -112,6 +112,19 @@ def document(model_names: Sequence[str], version: str, guarded: bool) -> Schema:
             )
         },
         "/metrics": {"get": _get("Prometheus metrics", {200: {"text/plain": {"schema": {"type": "string"}}}})},
+        "/live/state": {
+            "get": _get(
+                "What the service did in the last minutes: the live page's data",
+                {200: _json(_any_object("now", "groups", "routes", "events"))},
+                (400, 401),
+            )
+            | {
+                "parameters": [
+                    _query("after", "add the history since this `seq`", {"type": "integer", "minimum": 0}),
+                    _query("pictures", "1: add the plan as SVG", {"enum": ["0", "1"]}),
+                ]
+            }
+        },
         "/version": {"get": _get("The version", {200: _json(_any_object("version"))})},
     }
     for path in paths.values():
@@ -148,6 +161,10 @@ def _get(summary: str, contents: dict[int, Schema], errors: Sequence[int] = ()) 
         str(status): {"description": summary, "content": content} for status, content in contents.items()
     }
     return {"summary": summary, "responses": responses | _errors(errors)}
+
+
+def _query(name: str, description: str, schema: Schema) -> Schema:
+    return {"name": name, "in": "query", "required": False, "description": description, "schema": schema}
 
 
 def _errors(statuses: Sequence[int]) -> Schema:

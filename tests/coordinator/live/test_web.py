@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from hexgen2.coordinator import ApiKeys
+from hexgen2.coordinator import ApiKeys, Coordinator
 from hexgen2.report.live import page_files
-from tests.coordinator.conftest import Stand, running
+from tests.coordinator.conftest import MODEL, Stand, running
 from tests.coordinator.test_update import config_of
 from tests.waiting import until
 
@@ -123,3 +123,20 @@ async def test_it_is_read_only(method: str, pair: Stand) -> None:
     for path in ("/live", STATE):
         async with pair.http.request(method, pair.url + path) as response:
             assert response.status == 405
+
+
+async def test_with_several_workers_it_knows_of_all_requests(pair: Stand) -> None:
+    async with Coordinator(pair.coordinator.config, ApiKeys(["right"]), workers=2).running() as door:
+        pair.headers = {"Authorization": "Bearer right"}
+        for _ in range(6):
+            async with pair.http.post(
+                door.url + "/v1/completions",
+                json={"model": MODEL, "prompt": "a b", "max_tokens": 3},
+                headers={**pair.headers, "Connection": "close"},
+            ) as response:
+                assert response.status == 200
+        door.live.sample()
+        async with pair.http.get(door.url + STATE) as response:
+            assert response.status == 401
+        async with pair.http.get(door.url + STATE, headers=pair.headers) as response:
+            assert (await response.json())["totals"]["answered"] == 6
