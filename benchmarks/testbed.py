@@ -87,7 +87,12 @@ async def on_plan(bed: Bed, plan: Plan, cost: CostModel, arguments: argparse.Nam
         loads = []
         for level in arguments.loads:
             loads.append(await compare(plan, cost, deployment.coordinator, level, arguments.seconds, folder))
-            tell(f"load {level:.0%}: {loads[-1]['requests']} requests, {loads[-1]['failed']} failed")
+            errors = ", ".join(
+                f"{row['figure'].split(',')[0]} {row['error']:+.0%}" for row in loads[-1]["rows"]
+            )
+            tell(
+                f"load {level:.0%}: {loads[-1]['failed']} of {loads[-1]['requests']} failed; simulated: {errors}"
+            )
         count = flood_size(plan, arguments)
         ours = await flood(deployment.coordinator, plan.workload, count, folder)
         tell(f"flood of {count}: {ours['throughput_rps']:.3g} requests/s by the plan")
