@@ -86,13 +86,10 @@ async def on_plan(bed: Bed, plan: Plan, cost: CostModel, arguments: argparse.Nam
     async with serving(bed, plan, folder) as deployment:
         loads = []
         for level in arguments.loads:
-            loads.append(await compare(plan, cost, deployment.coordinator, level, arguments.seconds, folder))
-            errors = ", ".join(
-                f"{row['figure'].split(',')[0]} {row['error']:+.0%}" for row in loads[-1]["rows"]
-            )
-            tell(
-                f"load {level:.0%}: {loads[-1]['failed']} of {loads[-1]['requests']} failed; simulated: {errors}"
-            )
+            found = await compare(plan, cost, deployment.coordinator, level, arguments.seconds, folder)
+            loads.append(found)
+            errors = ", ".join(f"{row['figure'].split(',')[0]} {row['error']:+.0%}" for row in found["rows"])
+            tell(f"load {level:.0%}: {found['requests']} requests, {found['failed']} failed; errors {errors}")
         count = flood_size(plan, arguments)
         ours = await flood(deployment.coordinator, plan.workload, count, folder)
         tell(f"flood of {count}: {ours['throughput_rps']:.3g} requests/s by the plan")
