@@ -23,8 +23,8 @@ CORES = {"cpu-50": 0.5, "cpu-35": 0.35, "cpu-20": 0.2}
 """Parts of a core. The sum over a cluster leaves enough of two cores for the coordinator and the client."""
 
 CALIBRATED_AS: Mapping[str, Role] = {"cpu-50": "colocated", "cpu-35": "decode", "cpu-20": "colocated"}
-"""The engine that a type is measured with, as it is used: one that hands KV caches on has NIXL in it, which takes
-a few percent of a core at all times."""
+"""The engine that a type is measured with, as it is used: one that hands KV caches on has NIXL in it, which
+takes a few percent of a core at all times."""
 
 MEMORY_GIB = 0.28
 """What an engine may fill, so that its KV cache is within `EngineOptions.cpu_kv_cache_limit`."""
