@@ -4,7 +4,7 @@ The same load of streams goes to one front door after another, all before the sa
 engines:
 
 - direct: this client sends the two legs itself; what the others add is counted from here;
-- coordinator: ours;
+- coordinator: ours; with `--workers` also with that many worker processes;
 - vllm-router, where `--vllm-router` names its program (`pip install vllm-router`, in its own environment);
 - toy-proxy, where `--toy-proxy` names vLLM's example proxy (tests/v1/kv_connector/nixl_integration/
   toy_proxy_server.py in vLLM's repository) and `--toy-python` an interpreter with fastapi, httpx and uvicorn.
@@ -235,6 +235,10 @@ async def fronts(engines: Engines, arguments: argparse.Namespace, folder: Path) 
         found = [Front("direct", "")]
         url, started = await stack.enter_async_context(coordinator(engines.config, folder))
         found.append(Front("coordinator", url, started))
+        if arguments.workers > 1:
+            several = coordinator(engines.config, folder, arguments.workers)
+            url, started = await stack.enter_async_context(several)
+            found.append(Front(f"coordinator-{arguments.workers}", url, started))
         # Other people's programs see neither our packages nor our settings.
         env = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
         if arguments.vllm_router:
@@ -316,6 +320,7 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=32, help="of each answer")
     parser.add_argument("--prompt-tokens", type=int, default=64)
     parser.add_argument("--step-s", type=float, default=0.1, help="between two tokens of a stand-in's stream")
+    parser.add_argument("--workers", type=int, default=1, help="also a coordinator with so many")
     parser.add_argument("--real", action="store_true", help="vLLM engines on CPUs instead of stand-ins")
     parser.add_argument("--vllm-router", metavar="PROGRAM")
     parser.add_argument("--toy-proxy", metavar="SCRIPT")

@@ -91,13 +91,16 @@ def config(
 
 
 @contextlib.asynccontextmanager
-async def coordinator(settings: CoordinatorConfig, folder: Path) -> AsyncIterator[tuple[str, psutil.Process]]:
-    """A coordinator's address and process."""
+async def coordinator(
+    settings: CoordinatorConfig, folder: Path, workers: int = 1
+) -> AsyncIterator[tuple[str, psutil.Process]]:
+    """A coordinator's address and process, below which its workers are where it has several."""
     settings.save(folder / "coordinator.json")
     port = PORTS("127.0.0.1")
     url = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "hexgen2.coordinator", "--config", str(folder / "coordinator.json")]
-    async with process(*command, "--port", str(port), "--log-level", "error", url=url) as started:
+    command += ["--port", str(port), "--log-level", "error", "--workers", str(workers)]
+    async with process(*command, url=url) as started:
         yield url, started
 
 

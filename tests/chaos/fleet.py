@@ -220,14 +220,16 @@ class Door:
 
 
 @contextlib.asynccontextmanager
-async def door(config: CoordinatorConfig, folder: Path) -> AsyncIterator[Door]:
-    """The coordinator as a process, its log in the folder, once it answers; it must end well on SIGTERM."""
+async def door(config: CoordinatorConfig, folder: Path, workers: int) -> AsyncIterator[Door]:
+    """The coordinator as a process with so many workers, its log in the folder, once it answers; it must end well
+    on SIGTERM.
+    """
     config.save(folder / "coordinator.json")
     port = free_ports()("127.0.0.1")
     with (folder / "coordinator.log").open("ab") as log:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "hexgen2.coordinator", "--config", str(folder / "coordinator.json")),
-            *("--port", str(port), "--log-level", "info"),
+            *("--port", str(port), "--log-level", "info", "--workers", str(workers)),
             stderr=log,
         )
     try:

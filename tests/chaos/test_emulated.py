@@ -16,23 +16,30 @@ STOPS = ("77", " t5", "001")
 
 
 async def trial(
-    folder: Path, seed: int, size: tuple[int, int, int], count: int, concurrency: int, rates: FaultRates
+    folder: Path,
+    seed: int,
+    size: tuple[int, int, int],
+    count: int,
+    concurrency: int,
+    rates: FaultRates,
+    workers: int,
 ) -> None:
     wanted = requests(seed, count, MODEL, STOPS, several=True)
     quick = EmulatorConfig(model_names=(MODEL,), timing=LinearTiming(0.0, step_base_s=0.0), max_model_len=4096)
     async with EmulatedEngine(quick).running() as engine:
         right = await undisturbed(engine.url, wanted, concurrency=8)
     async with emulated(*size, step_s=0.02) as (config, engines):
-        await survive(folder, config, engines, wanted, right, seed, concurrency, rates)
+        await survive(folder, config, engines, wanted, right, seed, concurrency, rates, workers)
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-async def test_a_dozen_engines(tmp_path: Path, seed: int) -> None:
-    await trial(tmp_path, seed, (3, 6, 3), 100, 16, FaultRates())
+@pytest.mark.parametrize(("seed", "workers"), [(1, 1), (2, 2)])
+async def test_a_dozen_engines(tmp_path: Path, seed: int, workers: int) -> None:
+    await trial(tmp_path, seed, (3, 6, 3), 100, 16, FaultRates(), workers)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("seed", range(10, 14))
-async def test_fifty_engines(tmp_path: Path, seed: int) -> None:
-    await trial(tmp_path, seed, (15, 25, 10), 500, 40, FaultRates((0.05, 0.2), (0.5, 3.0), (0.3, 5.0)))
+@pytest.mark.parametrize(("seed", "workers"), [(10, 1), (11, 1), (12, 2), (13, 2)])
+async def test_fifty_engines(tmp_path: Path, seed: int, workers: int) -> None:
+    rates = FaultRates((0.05, 0.2), (0.5, 3.0), (0.3, 5.0))
+    await trial(tmp_path, seed, (15, 25, 10), 500, 40, rates, workers)

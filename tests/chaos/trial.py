@@ -30,12 +30,13 @@ async def survive(
     seed: int,
     concurrency: int,
     rates: FaultRates,
+    workers: int = 1,
 ) -> None:
     """Every request ends with its right answer while engines fall; afterwards the fleet is whole and idle.
 
     The counts go to standard output and to `report.json` in the folder.
     """
-    async with door(config, folder) as front:
+    async with door(config, folder, workers) as front:
         await front.wait_whole(60)
         roles = {engine.group_id: engine.role for engine in config.engines}
         began = time.monotonic()
@@ -47,6 +48,7 @@ async def survive(
     report = {
         "seed": seed,
         "engines": len(engines),
+        "workers": workers,
         "requests": len(wanted),
         "seconds": round(took_s, 1),
         "kills": tormentor.done["kill"],
