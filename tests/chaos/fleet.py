@@ -221,9 +221,7 @@ class Door:
 
 @contextlib.asynccontextmanager
 async def door(config: CoordinatorConfig, folder: Path, workers: int) -> AsyncIterator[Door]:
-    """The coordinator as a process with so many workers, its log in the folder, once it answers; it must end well
-    on SIGTERM.
-    """
+    """The coordinator as a process, its log in the folder, once it answers; it must end well on SIGTERM."""
     config.save(folder / "coordinator.json")
     port = free_ports()("127.0.0.1")
     with (folder / "coordinator.log").open("ab") as log:

@@ -274,7 +274,7 @@ def test_what_can_go_on(body: dict[str, Any], chat: bool) -> None:
 
 
 async def test_what_cannot_go_on_ends_in_an_error_event() -> None:
-    async with running(TWO) as stand:
+    async with running(TWO, limits=Limits(seed_streams=False)) as stand:
         fail_first(stand, "error_event", 3)
         *_, error = await stand.stream("a b", max_tokens=9, presence_penalty=0.5)
         assert error["error"]["code"] == "engine_error_event"

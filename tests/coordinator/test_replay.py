@@ -11,12 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hexgen2.coordinator import Limits
 from hexgen2.coordinator.journal import Journal
 from hexgen2.coordinator.replay import Differs, Record, Replay, is_repeatable
 from hexgen2.coordinator.transcript import Said
 from hexgen2.emulator import Fault, tokens
 
-from .conftest import Stand, expected, parse_events, running, text_of
+from .conftest import MODEL, Stand, expected, parse_events, running, text_of
 from .test_migration import CHAT, COMPLETIONS, MESSAGES, TWO, dies_before_usage, fail_first, without_time
 
 BODIES: list[tuple[str, dict[str, Any], str]] = [
@@ -78,8 +79,38 @@ async def test_one_stream_is_run_anew_several_times() -> None:
         assert await stand.metric("hexgen2:replays_total") >= 2
 
 
-async def test_what_is_neither_greedy_nor_seeded_still_ends_in_an_error() -> None:
+UNSEEDED: list[dict[str, Any]] = [
+    {"presence_penalty": 0.5},
+    {"n": 2, "temperature": 1.0},
+    {"structured_outputs": {"regex": ".*"}, "top_p": 0.9},
+    {"prompt": ["a b", "c"]},
+]
+
+
+@pytest.mark.parametrize("fields", UNSEEDED, ids=["penalties", "choices", "structured", "prompts"])
+async def test_a_stream_without_a_seed_gets_one_and_goes_on(fields: dict[str, Any]) -> None:
     async with running(TWO) as stand:
+        body = {"prompt": "a b", "max_tokens": 9} | fields
+        whole = await stand.stream(**body)
+        fail_first(stand, "error_event", 3)
+        assert sums(await stand.stream(**body)) == sums(whole)
+        assert await stand.metric("hexgen2:replays_total") == 1
+        seeds = [sent["seed"] for group in stand.engines for sent in stand.received(group)]
+        assert len(seeds) == 3
+        assert len(set(seeds)) == 2, "its own, and the same for both runs"
+
+
+@pytest.mark.parametrize("fields", [{}, {"temperature": 0, "presence_penalty": 1}, {"stream": False, "n": 2}])
+async def test_no_seed_where_none_is_needed(fields: dict[str, Any]) -> None:
+    """Streams that go on from their tokens, greedy ones, and answers that are no streams."""
+    async with running({"c0": 1.0}) as stand:
+        body = {"model": MODEL, "prompt": "a", "max_tokens": 2, "stream": True} | fields
+        assert (await stand.post("/v1/completions", body))[0] == 200
+        assert "seed" not in stand.received("c0")[0]
+
+
+async def test_what_is_neither_greedy_nor_seeded_ends_in_an_error_where_seeds_are_off() -> None:
+    async with running(TWO, limits=Limits(seed_streams=False)) as stand:
         fail_first(stand, "error_event", 3)
         *_, error = await stand.stream("a b", max_tokens=9, presence_penalty=0.5, temperature=0.7)
         assert error["error"]["code"] == "engine_error_event"

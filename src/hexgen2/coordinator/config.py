@@ -122,6 +122,11 @@ class Limits(_Frozen):
     max_migrations: int = Field(
         default=5, ge=0, description="times one stream may go on elsewhere; 0: it ends with its engine"
     )
+    seed_streams: bool = Field(
+        default=True,
+        description="give a seed to streams that have none and could not go on elsewhere without (tools, "
+        "structured output, penalties, several choices); engines sample a little more slowly with one",
+    )
     engine_wait_s: float = Field(
         default=10.0,
         ge=0,

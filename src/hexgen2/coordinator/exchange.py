@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import secrets
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 from aiohttp import web
 
@@ -22,8 +24,9 @@ from hexgen2.specs.routing import Path
 class Exchange:
     """What the client asked for, what engines are asked for, what has been sent, and what was tried.
 
-    `sent` is the request that goes to engines: the client's, with token ids asked for where its stream may
-    have to go on elsewhere; after a migration the continuation, or `first_sent` again where it is run anew.
+    `sent` is the request that goes to engines: the client's, with what its stream needs should it have to go on
+    elsewhere (token ids asked for, a seed); after a migration the continuation, or `first_sent` again where it
+    is run anew.
     """
 
     http: web.Request
@@ -47,12 +50,18 @@ class Exchange:
 
     @classmethod
     def begin(
-        cls, http: web.Request, request: ClientRequest, place: Held, trace: Trace, migrate: bool
+        cls, http: web.Request, request: ClientRequest, place: Held, trace: Trace, migrate: bool, seed: bool
     ) -> Exchange:
+        added: dict[str, Any] = {}
         journal = Journal(request.body, request.chat, off=not (migrate and request.stream))
-        sent = request
+        if seed and journal.needs_seed:
+            added["seed"] = secrets.randbelow(2**31)
+            journal = Journal(request.body | added, request.chat)
         if journal.asks_for_ids:
-            body = request.body | {"return_token_ids": True}
+            added["return_token_ids"] = True
+        sent = request
+        if added:
+            body = request.body | added
             sent = dataclasses.replace(request, body=body, raw=encode(body))
         return cls(http, request, journal, sent, place, trace, sent)
 

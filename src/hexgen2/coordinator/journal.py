@@ -81,6 +81,8 @@ class Journal:
         self.obstacle = "off" if off else continuation_obstacle(body, chat)
         repeatable = not off and is_repeatable(body)
         self.record = Record(body, chat) if repeatable and self.obstacle is not None else None
+        # Random numbers that can be drawn again make such a stream repeatable too.
+        self.needs_seed = not (off or repeatable or self.obstacle is None) and body.get("seed") is None
         self.shows_ids = bool(body.get("return_token_ids"))
         self._finished = False
         # Raw, for the case that reasoning turns up: the record must know everything from the beginning.

@@ -65,7 +65,8 @@ class Proxy:
         """Answer a request that has a place; ApiError where it cannot be and nothing has been sent yet."""
         if request.obstacle is not None:
             self._meter.count("one_engine", request.obstacle)
-        exchange = Exchange.begin(http, request, place, trace, self._config.limits.max_migrations > 0)
+        limits = self._config.limits
+        exchange = Exchange.begin(http, request, place, trace, limits.max_migrations > 0, limits.seed_streams)
         limit_s = self._config.timeouts.request_s
         try:
             async with asyncio.timeout(limit_s):
