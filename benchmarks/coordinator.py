@@ -67,6 +67,7 @@ class Measured:
     failed: int = 0
     wall: float = 0.0
     cpu: float = 0.0  # of the front door's processes; 0 where there is none
+    owner_cpu: float = 0.0  # of the first of them
     rss: int = 0
 
     def summary(self, tokens: int) -> dict[str, Any]:
@@ -78,6 +79,7 @@ class Measured:
             "ttft_ms": {"p50": _ms(self.ttft, 50), "p99": _ms(self.ttft, 99)},
             "e2e_ms": {"p50": _ms(self.e2e, 50), "p99": _ms(self.e2e, 99)},
             "cpu_ms_per_request": round(1e3 * self.cpu / done, 3) if self.cpu else None,
+            "owner_cpu_ms_per_request": round(1e3 * self.owner_cpu / done, 3) if self.cpu else None,
             "requests_per_core_s": round(done / self.cpu, 1) if self.cpu else None,
             "rss_mib": round(self.rss / 2**20, 1) if self.rss else None,
         }
@@ -152,12 +154,15 @@ async def load(front: Front, engines: Engines, arguments: argparse.Namespace, in
     # The stand-ins' pace is known; real engines are as quick as they are.
     spread_s = 0.0 if arguments.real else 0.02 + arguments.tokens * arguments.step_s
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http:
-        used, began = cpu_s(front.process) if front.process else 0.0, time.perf_counter()
+        used = cpu_s(front.process) if front.process else 0.0
+        owner_used = cpu_s(front.process, alone=True) if front.process else 0.0
+        began = time.perf_counter()
         share = spread_s / arguments.concurrency
         await asyncio.gather(*(worker(http, share * place) for place in range(arguments.concurrency)))
         into.wall += time.perf_counter() - began
     if front.process is not None:
         into.cpu += cpu_s(front.process) - used
+        into.owner_cpu += cpu_s(front.process, alone=True) - owner_used
         tree = [front.process, *front.process.children(recursive=True)]
         into.rss = max(into.rss, sum(one.memory_info().rss for one in tree))
 

@@ -104,10 +104,10 @@ async def coordinator(
         yield url, started
 
 
-def cpu_s(measured: psutil.Process) -> float:
-    """CPU time of a process and all below it, so far."""
+def cpu_s(measured: psutil.Process, alone: bool = False) -> float:
+    """CPU time of a process and (unless `alone`) all below it, so far."""
     total = 0.0
-    for one in [measured, *measured.children(recursive=True)]:
+    for one in [measured, *([] if alone else measured.children(recursive=True))]:
         with contextlib.suppress(psutil.NoSuchProcess):
             times = one.cpu_times()
             total += times.user + times.system

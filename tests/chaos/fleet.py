@@ -220,7 +220,7 @@ class Door:
 
 
 @contextlib.asynccontextmanager
-async def door(config: CoordinatorConfig, folder: Path, workers: int) -> AsyncIterator[Door]:
+async def door(config: CoordinatorConfig, folder: Path, workers: int = 1) -> AsyncIterator[Door]:
     """The coordinator as a process, its log in the folder, once it answers; it must end well on SIGTERM."""
     config.save(folder / "coordinator.json")
     port = free_ports()("127.0.0.1")
