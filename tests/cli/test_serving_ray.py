@@ -87,6 +87,46 @@ async def test_a_node_dies_under_load_and_comes_back_and_no_request_is_lost(
     assert {one["action"] for one in decided} == {"routes"}, "what is left carries this load"
 
 
+@pytest.mark.slow
+async def test_a_group_is_started_elsewhere_when_all_of_its_role_are_lost(
+    tmp_path: Path, unlike_nodes: UnlikeNodes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One GPU a node: the only decode group's node dies, and what is left serves again."""
+    one_each = CLUSTER.replace("count: 2", "count: 1")
+    (tmp_path / "cluster.yaml").write_text(one_each)
+    path = tmp_path / "plan.json"
+    load = ["--model", "llama-2-7b", "--workload", "fixed:300/20", "--solver", "paper"]
+    assert main(["plan", "--cluster", str(tmp_path / "cluster.yaml"), *load, "-o", str(path)]) == 0
+    capsys.readouterr()
+    plan = load_plan(path)
+    (lost,) = plan.role_groups("decode")
+    node = lost.gpus[0].partition("/")[0]
+    said = StringIO()
+    options = Options(
+        port=0,
+        run_directory=tmp_path / "run",
+        source=str(path),
+        launcher="ray",
+        ray_address=unlike_nodes.address,
+        emulation=Emulation(),
+        replan="on",
+    )
+    async with serving(plan, options, Console(file=said)) as served:
+        clients = Load(served.url, Lengths(np.array([300]), np.array([20])), clients=4, model=plan.model)
+        async with clients.running():
+            await until(lambda: len(clients.answered) > 10, 30)
+            await asyncio.to_thread(unlike_nodes.kill, node)
+            await until(lambda: unused(served, {lost.id}), 60)
+            answered = len(clients.answered)
+            await until(lambda: len(clients.answered) > answered + 20, 60)
+            await until(lambda: "started: " in said.getvalue(), 120)
+            started = said.getvalue().rpartition("started: ")[2].split()[0].strip(",;")
+            await until(lambda: started in served.coordinator.fleet.engines, 60)
+            host = served.coordinator.fleet.engines[started].endpoint.url
+            assert HOSTS[node] not in host
+            assert (tmp_path / "run" / f"{started}.log").read_text()
+
+
 def test_ray_that_is_not_there_is_one_line(
     plan_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -157,7 +157,7 @@ async def serving(plan: Plan, options: Options, console: Console) -> AsyncIterat
     """
     model = load_model(plan.model)
     if options.weights:
-        model = model.model_copy(update={"location": options.weights})
+        model = model.model_copy(update={"location": _location(options.weights)})
     keys = ApiKeys.from_file(options.api_key_file) if options.api_key_file else None
     tls = Tls.from_options(options.tls_cert, options.tls_key)
     tracing = Tracing.to_endpoint(options.otlp_traces_endpoint)
@@ -208,6 +208,11 @@ async def serving(plan: Plan, options: Options, console: Console) -> AsyncIterat
             coordinator.live.plan = lambda: controller.plan
             await stack.enter_async_context(_in_background(controller.run(), served))
         yield served
+
+
+def _location(weights: str) -> str:
+    """Where the weights lie for engines, which may run in another folder; a hub's name as it is."""
+    return str(Path(weights).resolve()) if Path(weights).is_dir() else weights
 
 
 @asynccontextmanager

@@ -48,11 +48,14 @@ class NodeWatch:
         """Look until cancelled."""
         while True:
             await asyncio.sleep(LOOK_S)
+            asked = asyncio.create_task(asyncio.to_thread(self._ray.nodes))
+            # A question that hangs is waited for: each holds a thread, and there are few.
+            while not (await asyncio.wait((asked,), timeout=HELD_UP_S))[0]:
+                log.warning("Ray does not answer which nodes live")
             try:
-                async with asyncio.timeout(HELD_UP_S):
-                    nodes = await asyncio.to_thread(self._ray.nodes)
-            except (TimeoutError, self._ray.ray.exceptions.RayError) as error:
-                log.warning("Ray does not say which nodes live: %s", error or "no answer")
+                nodes = asked.result()
+            except self._ray.ray.exceptions.RayError as error:
+                log.warning("Ray does not say which nodes live: %s", error)
                 continue
             self.places = places(self._cluster, nodes, self._own)
             there = {node.id for node in nodes}
