@@ -138,7 +138,7 @@ class Load:
         while True:
             number = next(numbers)
             place = number % len(self.lengths)
-            prompt = np.random.default_rng(number).integers(1, 30_000, int(self.lengths.inputs[place]))
+            prompt = np.random.default_rng(number).integers(1, 2_000, int(self.lengths.inputs[place]))
             tokens = int(self.lengths.outputs[place])
             body = {"model": self.model, "prompt": prompt.tolist(), "max_tokens": tokens}
             try:

@@ -8,8 +8,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from hexgen2.coordinator import Limits
-from hexgen2.emulator import EmulatedEngine
+from hexgen2.coordinator import Limits, RouteShare
+from hexgen2.emulator import EmulatedEngine, EmulatorConfig, LinearTiming
 from tests.waiting import until
 
 from .conftest import QUICK, Stand, expected, running, text_of
@@ -91,3 +91,25 @@ async def test_a_path_that_is_up_does_not_wait_for_another() -> None:
         for _ in range(4):
             await stand.complete("a", max_tokens=2)
         assert stand.engines["c0"].core.generation_tokens_total == 8
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_a_stream_that_waits_goes_on_by_the_new_plan(workers: int) -> None:
+    """No engine comes up: one that was up all the time takes the lost one's role."""
+    slow = EmulatorConfig(timing=LinearTiming(step_base_s=0.005))
+    shares = {"p0>d0": 0.5, "p1>d0": 0.5}
+    async with running(shares, limits=HOLD, emulator=slow, workers=workers) as stand:
+        asked = asyncio.create_task(stand.stream("a request", max_tokens=40))
+        await until(lambda: stand.engines["d0"].core.generation_tokens_total > 5)
+        await take_out(stand, "d0")
+        await asyncio.sleep(0.2)  # it waits by now
+        config = stand.coordinator.config
+        engines = {engine.group_id: engine for engine in config.engines}
+        engines["p1"] = engines["p1"].model_copy(update={"role": "decode"})
+        engines["d0"] = engines["d0"].model_copy(update={"share": 0.0})
+        routes = (RouteShare(prefill="p0", decode="p1", share=1.0),)
+        await stand.coordinator.update(
+            config.model_copy(update={"engines": tuple(engines.values()), "routes": routes})
+        )
+        events = await asyncio.wait_for(asked, HOLD.engine_wait_s / 2)
+        assert text_of(events) == expected("a request", 40)

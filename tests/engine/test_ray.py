@@ -25,6 +25,13 @@ from tests.waiting import until
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.xdist_group("ray")]
 
 
+async def more(load: Load, count: int = 12) -> None:
+    """So many more answers, and nothing lost."""
+    answered = len(load.answered)
+    await until(lambda: bool(load.lost) or len(load.answered) >= answered + count, 120)
+    assert load.lost == []
+
+
 @asynccontextmanager
 async def served_on(
     nodes: UnlikeNodes, what: Plan, folder: Path, said: StringIO
@@ -34,13 +41,8 @@ async def served_on(
     async with serving(what, options, Console(file=said)) as served:
         load = Load(served.url, Lengths(np.array([40]), np.array([16])), clients=4, model="tiny-llama")
         async with load.running():
-            await until(lambda: len(load.answered) > 8, 60)
+            await more(load)
             yield served, load
-
-
-async def more(load: Load, count: int = 12) -> None:
-    answered = len(load.answered)
-    await until(lambda: len(load.answered) >= answered + count, 120)
 
 
 async def test_from_bare_nodes_to_a_served_plan_that_loses_a_node_and_no_request(

@@ -155,6 +155,7 @@ class Fleet:
         routers = (self.planned, self._whole, self._decode_alone)
         for path in {path for router in routers for path in router.paths}:
             self._path_breakers.setdefault(path, Breaker(self._breaker))
+        self._tell_waiting()
         self._changed()
 
     def _changed(self) -> None:
@@ -325,12 +326,17 @@ class Fleet:
             log.info("engine %s is up", engine.id)
             engine.up, engine.reason, engine.down_since = True, "healthy", None
             engine.returning = None
-            self._came_up.set()
-            self._came_up = asyncio.Event()
+            self._tell_waiting()
             self._changed()
 
+    def _tell_waiting(self) -> None:
+        """Who waits for a path looks again."""
+        self._came_up.set()
+        self._came_up = asyncio.Event()
+
     async def wait_for_change(self, within_s: float) -> bool:
-        """Wait until some engine comes up; False where none does within the time."""
+        """Wait until some engine comes up, or other paths are planned; False where neither happens within the
+        time."""
         try:
             async with asyncio.timeout(within_s):
                 await self._came_up.wait()

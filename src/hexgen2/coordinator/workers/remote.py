@@ -68,7 +68,8 @@ class RemoteDesk:
         for given, up, reason, lives, length in rows:
             endpoint = EngineEndpoint.model_validate(given)
             engine = self.engines.setdefault(endpoint.group_id, Engine(endpoint))
-            rose = rose or (up and not engine.up)
+            # Other roles are other paths: who waits for one looks again.
+            rose = rose or (up and not engine.up) or engine.endpoint.role != endpoint.role
             engine.endpoint, engine.up, engine.reason = endpoint, up, reason
             engine.lives, engine.max_model_len = lives, length
             named.add(endpoint.group_id)
