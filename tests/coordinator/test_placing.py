@@ -117,6 +117,7 @@ def test_retries_are_never_held_back() -> None:
 def test_where_nothing_is_up_nobody_waits() -> None:
     crowd = fleet({("p0", "d0"): 1.0})
     crowd.mark_down(crowd.engines["p0"], "gone")
+    crowd.returns("p0", False)
     with pytest.raises(ApiError, match="No complete path"):
         crowd.place(Want())
     assert not fleet({("p0", "d0"): 1.0}).full
