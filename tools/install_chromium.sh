@@ -20,12 +20,12 @@ apt() { # seconds, arguments
     apt-get -qq -o Acquire::Retries=1 -o DPkg::Lock::Timeout=20 "${@:2}" </dev/null >/dev/null 2>&1
 }
 say "installing Debian's package"
-apt 40 update || say "apt-get update failed; trying with the lists that are there"
+apt 30 update || say "apt-get update failed; trying with the lists that are there"
 if apt 110 install -y --no-install-recommends chromium && command -v chromium >/dev/null; then
   say "installed $(command -v chromium)"
 else
   # A download that was cut short leaves nothing behind; a half-configured package would.
-  apt 20 -f install -y || true
+  apt 15 -f install -y || true
   say "could not be installed: the browser tests will be skipped"
 fi
 exit 0

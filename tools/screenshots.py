@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 BUILD, IMAGES = ROOT / "build" / "screenshots", ROOT / "docs" / "images"
 PLAN = ("--cluster", str(ROOT / "examples/clusters/mixed-1.yaml"), "--model", "llama-2-70b")
-WORKLOAD, RPS = "hphd", 4.5
+WORKLOAD, RPS = "hphd", 3.5
 LOST, LOST_S, RETURNS_S = "d3", 75.0, 40.0
 """The group that is lost, and how many seconds before the end that is and it returns."""
 DESK = 1240

@@ -116,7 +116,10 @@ class _View:
         stations = []
         for engine in self._config.engines:
             group = known.get(engine.group_id)
-            words = gpus_words(self.plan, group) if self.plan is not None and group is not None else engine.role
+            if self.plan is not None and group is not None:
+                words = gpus_words(self.plan, group)
+            else:
+                words = f"batch {engine.max_batch}" if engine.max_batch else engine.role
             stations.append(Station((engine.group_id,), engine.role, engine.share, words))
         down = frozenset(group for group, up in self._reading.up.items() if not up)
         measured = Measured(

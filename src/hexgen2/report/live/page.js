@@ -78,7 +78,7 @@ function showFigures(state) {
     ["in the service", short(now.in_flight), `${short(now.queued)} waiting in the queue`],
     ["groups up", `${up} of ${groups.length}`, `${totals.restarts} restarts`, up < groups.length],
     ["answered", short(totals.answered), `${short(totals.refused)} refused, ${short(totals.errors)} failed`],
-    ["saved", short(totals.retries + totals.migrations),
+    ["rescued", short(totals.retries + totals.migrations),
       `${totals.retries} retried, ${totals.migrations} moved, ${totals.broken_off} broken off`],
   ];
   at("figures").replaceChildren(...pairs.map(([name, value, more, bad]) =>
@@ -97,10 +97,11 @@ function showPicture(id, markup, words) {
 
 function showPlan(state) {
   const told = state.groups.some(group => group.share !== null);
-  showPicture("flows", state.pictures.flows, [
+  const legend = [
     made("span", {class: "swatch", "aria-hidden": "true"}), "planned share of all requests ",
-    made("span", {class: "swatch real", "aria-hidden": "true"}),
-    told ? "what went that way in the last minute" : "what goes that way: nothing yet"]);
+    made("span", {class: "swatch real", "aria-hidden": "true"}), "what went that way in the last minute"];
+  const words = told ? "Groups with their share of the requests of the last minute. " : "No requests yet. ";
+  showPicture("flows", state.pictures.flows, [words, ...(state.routes.length ? legend : [])]);
   const roles = ["prefill", "decode", "colocated", "idle"].map(role =>
     made("span", {class: "keyed"}, made("span", {class: `key ${role}`, "aria-hidden": "true"}), role));
   showPicture("network", state.pictures.network, ["Nodes and GPUs:", ...roles.flatMap(role => [" ", role]),

@@ -14,8 +14,8 @@ from hexgen2.report.words import alike, gpus_words, runs_words
 from hexgen2.specs.plan import Plan, Role
 
 WIDTH, BOX = 380.0, 146.0
-LEAST = 42.0
-"""Least height of a box: two lines of text."""
+LEAST, LINE = 42.0, 15.0
+"""Least height of a box: two lines of text; and of one line more, for what was measured."""
 WHOLE = 170.0
 """Height of all requests."""
 GAP, HEADING, EDGE = 10.0, 22.0, 2.0
@@ -89,19 +89,21 @@ def flows_picture(
     columns: dict[Role, list[Station]] = {"prefill": [], "decode": [], "colocated": []}
     for station in stations:
         columns[station.role].append(station)
-    tall = max(_column_height(columns[role]) for role in ARROW)
+    least = LEAST if measured is None else LEAST + LINE
+    tall = max(_column_height(columns[role], least) for role in ARROW)
     boxes: list[Box] = []
     texts: list[Markup] = []
     below = 0.0
     if tall:
         for role, x in ((ARROW[0], EDGE), (ARROW[1], WIDTH - BOX - EDGE)):
             texts.append(_heading(role, x + BOX / 2, HEADING - 8))
-            boxes += _stacked(columns[role], x, HEADING + (tall - _column_height(columns[role])) / 2)
+            top = HEADING + (tall - _column_height(columns[role], least)) / 2
+            boxes += _stacked(columns[role], x, top, least)
         below = HEADING + tall + GAP
     if columns["colocated"]:
         texts.append(_heading("colocated: both phases in one place", WIDTH / 2, below + HEADING - 8))
-        boxes += _stacked(columns["colocated"], (WIDTH - BOX) / 2, below + HEADING)
-        below += HEADING + _column_height(columns["colocated"]) + GAP
+        boxes += _stacked(columns["colocated"], (WIDTH - BOX) / 2, below + HEADING, least)
+        below += HEADING + _column_height(columns["colocated"], least) + GAP
     ribbons, labels = _ribbons(boxes, routes, measured)
     drawn = [_drawn(box, measured) for box in boxes]
     words = _description(stations, routes, measured)
@@ -138,18 +140,18 @@ def _description(stations: Sequence[Station], routes: Mapping[Ends, float], meas
     return " ".join(parts)
 
 
-def _column_height(stations: Sequence[Station]) -> float:
-    return sum(map(_height, stations)) + GAP * max(0, len(stations) - 1)
+def _column_height(stations: Sequence[Station], least: float) -> float:
+    return sum(_height(station, least) for station in stations) + GAP * max(0, len(stations) - 1)
 
 
-def _height(station: Station) -> float:
-    return max(LEAST, WHOLE * station.share)
+def _height(station: Station, least: float) -> float:
+    return max(least, WHOLE * station.share)
 
 
-def _stacked(stations: Sequence[Station], x: float, y: float) -> list[Box]:
+def _stacked(stations: Sequence[Station], x: float, y: float, least: float) -> list[Box]:
     boxes: list[Box] = []
     for station in stations:
-        boxes.append(Box(station, x, y, _height(station)))
+        boxes.append(Box(station, x, y, _height(station, least)))
         y += boxes[-1].height + GAP
     return boxes
 
@@ -160,20 +162,23 @@ def _heading(text: str, x: float, y: float) -> Markup:
 
 def _drawn(box: Box, measured: Measured | None) -> Markup:
     station = box.station
-    share, words, lost = box.share, station.words, 0
+    lines, share, lost = [station.words], box.share, 0
     if measured is not None:
         lost = len(measured.down.intersection(station.ids))
         if lost:
-            words = "down" if len(station.ids) == 1 else f"{lost}/{len(station.ids)} down"
-        words = f"plan {share:.0%} · {words}"
+            lines = ["down" if len(station.ids) == 1 else f"{lost} of {len(station.ids)} down"]
+        lines.append(f"plan {share:.0%}")
         share = 0.0 if measured.idle else measured.share(station)
+    middle = box.y + box.height / 2 - LINE / 2 * (len(lines) - 1)
     name = f"{runs_words(station.ids)} · {share:.0%}"
-    middle = box.y + box.height / 2
     return element(
         "g",
         element("rect", x=box.x, y=box.y, width=BOX, height=box.height, rx=5),
         element("text", shortened(name, BOX - 14, 13.5), x=box.x + 8, y=middle - 4, class_="name"),
-        element("text", shortened(words, BOX - 14, 11.5), x=box.x + 8, y=middle + 12),
+        *(
+            element("text", shortened(line, BOX - 14, 11.5), x=box.x + 8, y=middle + 12 + LINE * place)
+            for place, line in enumerate(lines)
+        ),
         class_=f"box {station.role}{' down' if lost else ''}",
     )
 
