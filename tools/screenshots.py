@@ -98,10 +98,10 @@ async def taken(browser: Browser, url: str, name: str, width: int, scheme: str, 
     """The picture of a page, as docs/images/NAME.png."""
     async with opened(browser, url, width, scheme) as watched:
         await watched.page.wait_for_selector(ready)
-        await watched.page.wait_for_timeout(5000)  # KV caches show with the second question to the engines
+        await watched.page.wait_for_timeout(3000)
         shot = await watched.page.screenshot(full_page=True)
     assert not watched.complaints, watched.complaints
-    picture = Image.open(io.BytesIO(shot)).convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
+    picture = Image.open(io.BytesIO(shot)).convert("RGB").quantize(COLOURS, Image.Quantize.MAXCOVERAGE)
     path = IMAGES / f"{name}.png"
     picture.save(path, optimize=True)
     print(f"{path.relative_to(ROOT)}: {picture.width} x {picture.height}, {path.stat().st_size / 1000:.0f} kB")
@@ -130,7 +130,7 @@ async def take(seconds: float) -> None:
         await asyncio.sleep(RETURNS_S)
         playwright = await stack.enter_async_context(async_playwright())
         browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        live, busy = f"{service.url}/live", "#flows .ribbon.real"
+        live, busy = f"{service.url}/live", "#network .figure"  # KV caches show after some seconds
         await taken(browser, live, "live", DESK, "light", busy)
         await taken(browser, live, "live-dark", DESK, "dark", busy)
         await taken(browser, live, "live-phone", PHONE, "light", busy)

@@ -80,6 +80,7 @@ class EmulatedGroups:
             self.engines[name] = engine
 
     async def end(self, groups: Sequence[str]) -> None:
+        assert groups, "there is nothing to end"
         for name in groups:
             self.ended.append(name)
             await self.engines.pop(name).stop()

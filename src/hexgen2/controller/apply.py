@@ -73,7 +73,8 @@ class Applier:
         lengths = carrier.setting.lengths
         final = plan_of(base, (*chosen.seats, *idle), chosen.carried, lengths, note)
         serving = base
-        await self._engines.end(displaced)
+        if displaced:
+            await self._engines.end(displaced)
         for wave in chosen.waves:
             stops = [seat.id for seat in wave.stops]
             if wave.rps > 0:
@@ -83,7 +84,8 @@ class Applier:
                 await self._retire(stops)
             else:
                 log.warning("nothing serves while %s start", ", ".join(seat.id for seat in wave.starts))
-            await self._engines.end(stops)
+            if stops:
+                await self._engines.end(stops)
             try:
                 if wave.starts:
                     await self._engines.start(final, [seat.id for seat in wave.starts])
