@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -189,6 +190,20 @@ def test_decode_capacity_is_the_best_of_all_batches(
     assert found.rps == pytest.approx(best, rel=1e-9)
     if target is not None and found.max_batch:
         assert found.tpot_s <= target
+
+
+@settings(max_examples=60, deadline=None)
+@given(layout=layouts(), lengths=LENGTHS, moe=st.booleans(), target=st.none() | st.floats(1e-4, 0.2))
+def test_prompts_apart_from_decoding_are_never_faster(
+    layout: Layout, lengths: Lengths, moe: bool, target: float | None
+) -> None:
+    """Chunked prefill shares one reading of the weights and the fixed times of an iteration."""
+    shared = CostModel(model_of(moe=moe), Efficiencies(), SETTINGS)
+    apart = replace(shared, settings=replace(SETTINGS, chunked_prefill=False))
+    both = shared.colocated_capacity(layout, lengths, target)
+    assert apart.colocated_capacity(layout, lengths, target).rps <= both.rps * (1 + 1e-9)
+    assert apart.prefill_capacity(layout, lengths) == shared.prefill_capacity(layout, lengths)
+    assert apart.decode_capacity(layout, lengths, target) == shared.decode_capacity(layout, lengths, target)
 
 
 @settings(max_examples=60, deadline=None)

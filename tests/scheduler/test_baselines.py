@@ -15,13 +15,16 @@ from tests.scheduler.checks import check_plan
 from tests.scheduler.support import A100, H100, L40, SMALL, cluster, lengths, problem
 
 
+ABLATIONS = ("genetic", "random-swap")
+
+
 def task() -> Problem:
     return problem(cluster((H100, 2), (A100, 4), (L40, 2), gbps=25), engine="vllm", load=lengths(1200, 200))
 
 
 @pytest.fixture(scope="module")
 def plans() -> dict[str, Plan]:
-    names = ("hexgen2", "paper", "distserve", "hexgen", "colocated", "genetic", "random-swap")
+    names = ("hexgen2", "paper", "distserve", "distserve-pairs", "hexgen", "colocated", *ABLATIONS)
     return {name: schedule(task(), solver=name) for name in names}
 
 
@@ -30,8 +33,11 @@ def test_every_baseline_gives_a_valid_plan(plans: dict[str, Plan]) -> None:
         check_plan(plan, SMALL, task().lengths)
 
 
-def test_distserve_joins_like_gpus_only_and_has_one_parallelism_a_phase(plans: dict[str, Plan]) -> None:
-    plan = plans["distserve"]
+@pytest.mark.parametrize("name", ["distserve", "distserve-pairs"])
+def test_distserve_joins_like_gpus_only_and_has_one_parallelism_a_phase(
+    plans: dict[str, Plan], name: str
+) -> None:
+    plan = plans[name]
     kinds = {group.id: {plan.cluster.gpu_by_id[gpu].type.name for gpu in group.gpus} for group in plan.groups}
     assert all(len(found) == 1 for found in kinds.values())
     for route in plan.routes:
@@ -41,6 +47,12 @@ def test_distserve_joins_like_gpus_only_and_has_one_parallelism_a_phase(plans: d
         (kind,) = kinds[group.id]
         shapes.setdefault((group.role, kind), set()).add(tuple(stage.tp for stage in group.stages))
     assert all(len(found) == 1 for found in shapes.values())
+
+
+def test_pairs_are_as_many_of_both_phases_and_no_better(plans: dict[str, Plan]) -> None:
+    plan = plans["distserve-pairs"]
+    assert len(plan.role_groups("prefill")) == len(plan.role_groups("decode"))
+    assert plan.objective.value <= plans["distserve"].objective.value * (1 + 1e-9)
 
 
 def test_colocated_baselines_have_no_routes(plans: dict[str, Plan]) -> None:

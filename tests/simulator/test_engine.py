@@ -62,9 +62,12 @@ class Slow:
 
 
 def step_by_step(
-    requests: list[tuple[float, int, int]], total: int, size: int, budget: int, most: int
+    requests: list[tuple[float, int, int]], total: int, size: int, budget: int, most: int, chunked: bool
 ) -> list[Slow]:
-    """The same rules, with no closed form: each step is gone through, each sequence's blocks are counted."""
+    """The same rules, with no closed form: each step is gone through, each sequence's blocks are counted.
+
+    ``chunked``: prompts and decoding sequences share steps; else a step has prompts alone where there are any.
+    """
     sequences = [Slow(n, i, o, at, pending=i) for n, (at, i, o) in enumerate(requests)]
     coming, waiting, prefilling, running = list(sequences), [], [], []
     time = 0.0
@@ -92,18 +95,18 @@ def step_by_step(
             each = running.pop()
             each.pending, each.held = each.inputs + each.generated, 0
             waiting.insert(0, each)
-        room, chunks, squares = max(1, budget - len(running)), [], 0
+        growth = sum(ceil((e.cached + 1) / size) - e.held for e in running)
+        decoding = list(running) if chunked or not prefilling else []
+        room, chunks, squares = max(1, budget - len(decoding)), [], 0
         for each in prefilling:
             chunk = min(each.pending - each.done, room - sum(size_ for _, size_ in chunks))
             if chunk > 0:
                 chunks.append((each, chunk))
                 squares += (each.done + chunk) ** 2 - each.done**2
-        batch = len(running)
-        context = sum(e.cached for e in running) + batch
+        batch = len(decoding)
+        context = sum(e.cached for e in decoding) + batch
         tokens = batch + sum(chunk for _, chunk in chunks)
         seconds = cycle_seconds(COSTS, batch + len(chunks), tokens, squares, context, batch + len(chunks))
-        decoding = list(running)
-        growth = sum(ceil((e.cached + 1) / size) - e.held for e in decoding)
         end = time + seconds
         while coming and coming[0].arrival < end:
             waiting.append(coming.pop(0))
@@ -131,11 +134,17 @@ def step_by_step(
 
 
 def closed_form(
-    requests: list[tuple[float, int, int]], total: int, size: int, budget: int, most: int
+    requests: list[tuple[float, int, int]],
+    total: int,
+    size: int,
+    budget: int,
+    most: int,
+    chunked: bool = True,
 ) -> tuple[list[Sequence], Engine]:
     events = Events()
+    given_settings = Settings(token_budget=budget, block_size=size, chunked_prefill=chunked)
     compiled = Compiled(COSTS, Memory((), (), (), (), size), total * size)
-    engine = Engine(events, compiled, Settings(token_budget=budget, block_size=size), most, done=lambda _: None)
+    engine = Engine(events, compiled, given_settings, most, done=lambda _: None)
     sequences = [Sequence(n, i, o, at, pending=i) for n, (at, i, o) in enumerate(requests)]
     for sequence in sequences:
         events.at(sequence.arrival, engine.submit, sequence)
@@ -153,14 +162,15 @@ def closed_form(
     budget=st.sampled_from([16, 64, 300]),
     most=st.sampled_from([2, 5, 32]),
     size=st.sampled_from([7, 16]),
+    chunked=st.booleans(),
 )
 def test_against_step_by_step(
-    gaps: list[tuple[float, int, int]], total: int, budget: int, most: int, size: int
+    gaps: list[tuple[float, int, int]], total: int, budget: int, most: int, size: int, chunked: bool
 ) -> None:
     arrivals = np.cumsum([gap for gap, _, _ in gaps]).tolist()
     requests = [(at, i, o) for at, (_, i, o) in zip(arrivals, gaps, strict=True)]
-    expected = step_by_step(requests, total, size, budget, most)
-    found, engine = closed_form(requests, total, size, budget, most)
+    expected = step_by_step(requests, total, size, budget, most, chunked)
+    found, engine = closed_form(requests, total, size, budget, most, chunked)
     for slow, fast in zip(expected, found, strict=True):
         assert fast.first == pytest.approx(slow.first, rel=1e-9)
         assert fast.end == pytest.approx(slow.end, rel=1e-9)

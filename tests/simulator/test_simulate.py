@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -193,10 +194,14 @@ class TestSaturation:
     """A plan under more load than it can take serves what the cost model says."""
 
     @pytest.mark.parametrize("stages", [[(1, 8)], [(2, 8)], [(1, 3), (1, 5)]])
-    @pytest.mark.parametrize("role", ["prefill", "decode", "colocated"])
+    @pytest.mark.parametrize(
+        ("role", "chunked"),
+        [("prefill", True), ("decode", True), ("colocated", True), ("colocated", False)],
+    )
     def test_one_group(
-        self, make_plan: MakePlan, cost: CostModel, role: str, stages: list[tuple[int, int]]
+        self, make_plan: MakePlan, cost: CostModel, role: str, chunked: bool, stages: list[tuple[int, int]]
     ) -> None:
+        cost = replace(cost, settings=replace(cost.settings, chunked_prefill=chunked))
         # The other group of a pair has many GPUs and, so that it is not the bottleneck, easy work.
         lengths = lengths_of(2500, longest=250)
         if role == "prefill":

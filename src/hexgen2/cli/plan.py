@@ -23,7 +23,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         default="hexgen2",
         metavar="NAME",
         help="hexgen2 (default), paper, exhaustive (small clusters), "
-        "or a baseline: distserve, hexgen, colocated, genetic, random-swap",
+        "or a baseline: distserve, distserve-pairs, hexgen, colocated, genetic, random-swap",
     )
     parser.add_argument(
         "--init",

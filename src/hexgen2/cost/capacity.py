@@ -174,6 +174,7 @@ def colocated_capacity(
     sequences, whose tokens must stay within the budget (per micro-batch) in the mean. Prompts come whole and by
     chance (Poisson): a part q = 1 − e^(−a) of the iterations carries a/q prompts, the others none. The mean of
     the two is longer than an iteration with a prompts: one is bound by computing, the other by reading weights.
+    Without chunked prefill the part q of the iterations has one more before it, of the a/q prompts alone.
     """
     prompts = 1 / moments.output  # prompts that an iteration completes, per decoding sequence
 
@@ -182,8 +183,12 @@ def colocated_capacity(
         part = -expm1(-batch * prompts)
         count = batch * prompts / part
         alone = cycle_seconds(costs, batch, batch, 0.0, context, batch)
-        tokens, squares = batch + count * moments.input, count * moments.input_sq
-        mixed = cycle_seconds(costs, batch + count, tokens, squares, context, batch + count, begun=count)
+        tokens, squares = count * moments.input, count * moments.input_sq
+        if not settings.chunked_prefill:
+            return alone + part * cycle_seconds(costs, count, tokens, squares, 0.0, count, begun=count)
+        mixed = cycle_seconds(
+            costs, batch + count, batch + tokens, squares, context, batch + count, begun=count
+        )
         return part * mixed + (1 - part) * alone
 
     first, alone = prefill_times(costs, moments.input, moments.input_sq, 1.0, settings.token_budget)

@@ -25,6 +25,10 @@ class Settings:
 
     ``headroom_sigmas``: a decode batch is chosen so that its contexts overflow the KV cache only beyond that
     many standard deviations (2: about one moment in fifty), because an overflow costs a recomputed prompt.
+
+    ``chunked_prefill``: a colocated group's prompts share iterations with its decoding sequences, as vLLM runs
+    them. Without, an iteration has prompts or decoding sequences and prompts go first: engines up to 2024, which
+    evaluations of that time compare with. No engine that `deploy` starts runs so.
     """
 
     memory_utilisation: float = 0.9
@@ -34,6 +38,7 @@ class Settings:
     runtime_bytes: float = 1.0 * GIB
     communicator_bytes: float = 0.5 * GIB
     headroom_sigmas: float = 2.0
+    chunked_prefill: bool = True
 
 
 def stage_weight_bytes(model: Model, stage: StageShape, first_layer: int, *, first: bool, last: bool) -> float:

@@ -248,7 +248,7 @@ def prompt_queue(
     costs: Sequence[StageCost], moments: Moments, batch: int, settings: Settings, beside: float = 0.0
 ) -> PromptQueue:
     """The queue of a layout. ``batch``: mean prompts in a batch at saturation; ``beside``: decoding sequences
-    that share its steps (their own time is left out).
+    that share its steps (their own time is left out), or wait for them without chunked prefill.
 
     The time of a batch is linear in what it carries but for the reading of weights; the line goes through one
     mean prompt and a full batch.
@@ -260,6 +260,8 @@ def prompt_queue(
         if not beside:
             return prefill_times(costs, tokens, squares, count, budget)[1]
         micro = len(costs)
+        if not settings.chunked_prefill:
+            return [cost.seconds(tokens / micro, squares / micro, 0.0, count / micro) for cost in costs]
         return [
             cost.seconds(
                 (beside + tokens) / micro,

@@ -141,6 +141,7 @@ SOLVERS: dict[str, Solver] = {
     "paper": _baseline(paper.search, paper_rule),
     "exhaustive": _exhaustive,
     "distserve": _baseline(baselines.distserve, best_rate),
+    "distserve-pairs": _baseline(baselines.distserve_pairs, best_rate),
     "hexgen": _baseline(baselines.hexgen, best_rate),
     "colocated": _baseline(baselines.colocated, best_rate),
     "genetic": _baseline(baselines.genetic, paper_rule),

@@ -47,6 +47,7 @@ class Engine:
         self._max_batch = max_batch
         # A pipeline takes one micro-batch per stage, each with a budget of its own.
         self._budget = settings.token_budget * len(compiled.costs)
+        self._mixes = settings.chunked_prefill
         self._done = done
         self._fetch = fetch
         self._hold_back = hold_back
@@ -69,6 +70,7 @@ class Engine:
         self._first_s = 0.0
         self._growth_s = 0.0
         self._chunks: list[tuple[Sequence, int]] = []
+        self._prompts_only = False
         self._version = 0
         self.requests = 0
         self.prompt_tokens = 0
@@ -188,6 +190,7 @@ class Engine:
         steps = self.blocks.steps_left(most)
         batch = len(self._running)
         context = self._context + batch
+        self._prompts_only = False
         first = cycle_seconds(self._costs, batch, batch, 0.0, context, batch, taken=taken)
         growth = 0.0
         if steps > 1:
@@ -196,8 +199,13 @@ class Engine:
         self._begin(steps, first, growth)
 
     def _begin_mixed(self) -> None:
-        """One step in which prompts (or parts of them) run along with the decoding sequences."""
-        batch = len(self._running)
+        """One step in which prompts (or parts of them) run along with the decoding sequences.
+
+        Without chunked prefill they run alone, and the decoding sequences wait.
+        """
+        self._prompts_only = not self._mixes
+        batch = 0 if self._prompts_only else len(self._running)
+        context = 0 if self._prompts_only else self._context + batch
         room = max(1, self._budget - batch)
         tokens, squares, begun = 0, 0, 0
         for sequence in self._prefilling:
@@ -211,26 +219,22 @@ class Engine:
             squares += (done + chunk) ** 2 - done**2
         # A chunk that does not end its prompt has its last token multiplied with the LM head too, for nothing.
         sequences = batch + len(self._chunks)
-        taken, self._taken = self._taken, 0
+        taken = 0
+        if not self._prompts_only:
+            taken, self._taken = self._taken, 0
         seconds = cycle_seconds(
-            self._costs,
-            sequences,
-            batch + tokens,
-            float(squares),
-            self._context + batch,
-            sequences,
-            begun,
-            taken,
+            self._costs, sequences, batch + tokens, float(squares), context, sequences, begun, taken
         )
         self._begin(1, seconds, 0.0)
 
     def _begin(self, steps: int, first_s: float, growth_s: float) -> None:
         self._start = self._events.now
         self._steps, self._first_s, self._growth_s = steps, first_s, growth_s
-        for sequence in self._without_token:
-            if sequence.number in self._running:  # and not preempted at once
-                sequence.first = self._start + first_s
-        self._without_token.clear()
+        if not self._prompts_only:
+            for sequence in self._without_token:
+                if sequence.number in self._running:  # and not preempted at once
+                    sequence.first = self._start + first_s
+            self._without_token.clear()
         self._call_at_end()
 
     def _call_at_end(self) -> None:
@@ -267,6 +271,8 @@ class Engine:
             self._call_at_end()
 
     def _progress(self, steps: int) -> None:
+        if self._prompts_only:
+            return
         batch = len(self._running)
         self.blocks.advance(steps)
         self._context += steps * batch

@@ -2,6 +2,6 @@
 
 from hexgen2.scheduler.baselines.ablations import genetic, random_swap
 from hexgen2.scheduler.baselines.colocated import colocated, hexgen
-from hexgen2.scheduler.baselines.distserve import distserve
+from hexgen2.scheduler.baselines.distserve import distserve, distserve_pairs
 
-__all__ = ["colocated", "distserve", "genetic", "hexgen", "random_swap"]
+__all__ = ["colocated", "distserve", "distserve_pairs", "genetic", "hexgen", "random_swap"]

@@ -3,11 +3,15 @@
 Every prefill replica has one (TP, PP), every decode replica another; replicas are cut from the GPUs of one kind
 of node at a time (the system knows one kind of GPU), filling nodes in turn. All pairs of parallelisms and all
 numbers of replicas of both phases are tried on each kind; kinds serve side by side as separate deployments.
+
+`distserve_pairs` is the system as its released launcher starts it: an instance is one prefill and one decode
+replica, and a deployment is as many such pairs as the GPUs hold (LLMServe/DistServe,
+evaluation/2-benchmark-serving/2-start-api-server.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -29,11 +33,26 @@ MOST_PP = 8
 def distserve(problem: Problem, evaluator: Evaluator, seed: int, budget: Budget) -> Solution:
     """The best deployment of each kind of node, all together; routes join only groups of one kind."""
     del problem, seed
+    return _search(evaluator, budget, lambda cells: True)
+
+
+def distserve_pairs(problem: Problem, evaluator: Evaluator, seed: int, budget: Budget) -> Solution:
+    """The same among deployments with as many prefill as decode replicas."""
+    del problem, seed
+    return _search(evaluator, budget, paired)
+
+
+def paired(cells: Cells) -> bool:
+    """Whether there are as many prefill as decode replicas."""
+    return 2 * sum(cell.role == "prefill" for cell in cells) == len(cells)
+
+
+def _search(evaluator: Evaluator, budget: Budget, allowed: Callable[[Cells], bool]) -> Solution:
     kinds = Kinds(evaluator.topology)
     chosen: list[Cell] = []
     for kind in range(len(kinds.nodes)):
         best: Solution | None = None
-        for cells in deployments(evaluator, kinds, kind):
+        for cells in filter(allowed, deployments(evaluator, kinds, kind)):
             found = assemble(
                 evaluator, cells, [evaluator.layout(cell.members, cell.role, cell.template) for cell in cells]
             )
@@ -71,14 +90,14 @@ def deployments(evaluator: Evaluator, kinds: Kinds, kind: int) -> Iterator[Cells
     for prefill in rated["prefill"]:
         for decode in rated["decode"]:
             for count in range(1, total // (prefill[0] * prefill[1]) + 1):
-                left = total - count * prefill[0] * prefill[1]
-                if left < decode[0] * decode[1]:
-                    continue
-                wanted: list[tuple[Role, tuple[int, int]]] = [("prefill", prefill)] * count
-                wanted += [("decode", decode)] * (left // (decode[0] * decode[1]))
-                cells = _dealt(evaluator, kinds, kind, wanted)
-                if cells:
-                    yield cells
+                most = (total - count * prefill[0] * prefill[1]) // (decode[0] * decode[1])
+                # As many decode replicas as there is room for, and as many as there are of the other phase.
+                for decodes in dict.fromkeys((most, min(most, count))):
+                    wanted: list[tuple[Role, tuple[int, int]]] = [("prefill", prefill)] * count
+                    wanted += [("decode", decode)] * decodes
+                    cells = _dealt(evaluator, kinds, kind, wanted) if decodes else ()
+                    if cells:
+                        yield cells
 
 
 def _replica(evaluator: Evaluator, kinds: Kinds, kind: int, shape: tuple[int, int], role: Role) -> bool:
