@@ -14,7 +14,6 @@ from hexgen2.specs.plan import Plan
 from tests.scheduler.checks import check_plan
 from tests.scheduler.support import A100, H100, L40, SMALL, cluster, lengths, problem
 
-
 ABLATIONS = ("genetic", "random-swap")
 
 

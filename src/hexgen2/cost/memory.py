@@ -27,7 +27,7 @@ class Settings:
     many standard deviations (2: about one moment in fifty), because an overflow costs a recomputed prompt.
 
     ``chunked_prefill``: a colocated group's prompts share iterations with its decoding sequences, as vLLM runs
-    them. Without, an iteration has prompts or decoding sequences and prompts go first: engines up to 2024, which
+    them. Without, an iteration has prompts or decoding sequences, prompts first: engines up to 2024, which
     evaluations of that time compare with. No engine that `deploy` starts runs so.
     """
 

@@ -33,7 +33,7 @@ MOST_PP = 8
 def distserve(problem: Problem, evaluator: Evaluator, seed: int, budget: Budget) -> Solution:
     """The best deployment of each kind of node, all together; routes join only groups of one kind."""
     del problem, seed
-    return _search(evaluator, budget, lambda cells: True)
+    return _search(evaluator, budget, lambda _: True)
 
 
 def distserve_pairs(problem: Problem, evaluator: Evaluator, seed: int, budget: Budget) -> Solution:
