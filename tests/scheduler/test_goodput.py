@@ -101,3 +101,12 @@ def test_other_solvers_keep_the_targets_too(solver: str) -> None:
     best = schedule(asked("fast and slow"))
     assert best.upper_bound is not None
     assert 0 < plan.objective.value <= best.upper_bound * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("solver", ["distserve", "distserve-pairs"])
+def test_layouts_that_a_quick_search_left_out_keep_the_targets_too(solver: str) -> None:
+    """DistServe asks for layouts by name: also for those that the quick search of a group did not work out."""
+    task = replace(problem(cluster((H100, 8)), load=lengths(600, 100)), objective="goodput", slo=Slo())
+    plan = schedule(task, solver=solver)
+    assert plan.upper_bound is not None
+    assert 0 < plan.objective.value <= plan.upper_bound

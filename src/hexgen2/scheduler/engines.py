@@ -18,6 +18,7 @@ DECODE_PP = "decode-pp"
 PREFILL_PP = "prefill-pp"
 TP_DIVIDES = "tp-divides"
 EVEN_STAGES = "even-stages"
+ONE_PHASE = "one-phase"
 
 RULES: dict[str, str] = {
     UNIFORM_TP: "all stages of a group have one tensor-parallel size",
@@ -25,6 +26,7 @@ RULES: dict[str, str] = {
     PREFILL_PP: "a prefill group has one pipeline stage",
     EVEN_STAGES: "a stage that spans nodes has as many GPUs on each",
     TP_DIVIDES: "the tensor-parallel sizes of both ends of a route divide each other",
+    ONE_PHASE: "a group prefills or decodes, never both",
 }
 """What each rule says, in words."""
 _LIFTED: dict[str, dict[str, Any]] = {
@@ -33,6 +35,7 @@ _LIFTED: dict[str, dict[str, Any]] = {
     PREFILL_PP: {"prefill_pp": True},
     EVEN_STAGES: {"even_stages": False},
     TP_DIVIDES: {"tp_divides": False},
+    ONE_PHASE: {"colocated": True},
 }
 """The field of a profile without the rule."""
 
@@ -45,7 +48,8 @@ class EngineProfile:
     role may have several stages (NIXL's pull connector wants one on both sides, its push connector only on the
     decode side). ``tp_divides``: on every route P_TP and D_TP divide each other.
     ``even_stages``: a stage over several nodes has as many GPUs on each. Colocated groups move no KV cache, so
-    only ``uniform_tp`` and ``even_stages`` bind them.
+    only ``uniform_tp`` and ``even_stages`` bind them; ``colocated``: whether there may be any (every engine here
+    can; it is for comparisons without them).
     """
 
     name: str
@@ -54,6 +58,7 @@ class EngineProfile:
     prefill_pp: bool = True
     tp_divides: bool = False
     even_stages: bool = False
+    colocated: bool = True
 
     def without(self, rule: str) -> EngineProfile:
         """The profile with a rule of `RULES` lifted."""
@@ -66,6 +71,8 @@ class EngineProfile:
 
     def group_rule(self, role: Role, tps: tuple[int, ...]) -> str | None:
         """The rule that forbids a group with these TP sizes, stage by stage; None when it can run."""
+        if role == "colocated" and not self.colocated:
+            return ONE_PHASE
         if self.uniform_tp and len(set(tps)) > 1:
             return UNIFORM_TP
         if len(tps) > 1:

@@ -146,7 +146,8 @@ class Evaluator:
         return next(listed, None) or self._unlisted(role, template)
 
     def _unlisted(self, role: Role, template: Template) -> Option | None:
-        """A layout that is not among those of this load: a group that runs was laid out for another."""
+        """A layout that is not among those listed: a running group was laid out for another load, or a quick
+        search under latency targets left it out."""
         key = (template, role)
         if key not in self._others:
             chain = [stage.members for stage in template]
@@ -155,6 +156,8 @@ class Evaluator:
             kinds = [self.values.kind(part) for part in chain]
             layout = self._candidate(chain, kinds, [stage.layers for stage in template], upstream)
             option = self._option(role, layout) if layout.valued.max_tokens > 0 else None
+            if option is not None and option.rps > 0 and self.targets is not None:
+                option = self._waiting(option, layout, 0.0)
             usable = option is not None and option.rps > 0 and option.forbidden is None
             self._others[key] = option if usable else None
         return self._others[key]
