@@ -33,9 +33,12 @@ class Store:
         """Read what is there; False when it was made by other code."""
         if not self._file.is_file():
             return False
-        head, *lines = self._file.read_text(encoding="utf-8").splitlines() or [""]
+        text = self._file.read_text(encoding="utf-8")
+        head, *lines = text.splitlines() or [""]
         if head != json.dumps({"made_by": made_by}):
             return False
+        if not text.endswith("\n"):
+            self._file.write_text(text + "\n", encoding="utf-8")
         for line in lines:
             try:
                 entry = json.loads(line)
