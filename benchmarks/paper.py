@@ -87,16 +87,19 @@ def in_quick(case: Case) -> bool:
 
 
 def online_jobs(cases: Iterable[Case], rows: Store) -> Iterator[Job]:
-    """Runs at `LOAD` of a peak: DistServe-like's on the 8 H100 for all alike, and each system's own."""
+    """Runs at `LOAD` of a peak: DistServe-like's on 8 H100 for all alike; the trace at each one's own too."""
     for case in cases:
         row = rows[case.key]
-        if case.world != "base" or case.links != 1.0 or case.limit_s is not None or "plan" not in row:
+        other_part = case.links != 1.0 or case.limit_s is not None
+        if other_part or case.world not in ("base", "all") or "plan" not in row:
             continue
-        reference = Case("distserve", HOMOGENEOUS, case.model, case.load).key
-        peak = rows[reference].get("rps") if reference in rows else None
-        if peak:
+        reference = stored_world(
+            Case(WORLDS[case.world].baseline, HOMOGENEOUS, case.model, case.load, case.world)
+        )
+        peak = rows[reference.key].get("rps") if reference.key in rows else None
+        if peak and (case.world == "base" or case.load == TRACE):
             yield online_key(case, "common"), online, (case, row["plan"], LOAD * peak)
-        if row.get("rps"):
+        if row.get("rps") and case.load == TRACE:
             yield online_key(case, "own"), online, (case, row["plan"], LOAD * row["rps"])
 
 

@@ -140,7 +140,7 @@ def main_cases(loads: tuple[str, ...] = LOADS) -> Iterator[Case]:
 def world_cases(world: str) -> Iterator[Case]:
     """The same comparison under other assumptions, without what does not depend on them."""
     baseline = WORLDS[world].baseline
-    for model, load in product(MODELS, CLASSES):
+    for model, load in product(MODELS, LOADS if world == "all" else CLASSES):
         yield Case(baseline, HOMOGENEOUS, model, load, world)
         yield Case("ours", HOMOGENEOUS, model, load, world)
         for cluster in (*MIXED, CHEAPER):

@@ -103,18 +103,23 @@ def deadline_ratios(online: Rows, pairs: Iterable[tuple[str, str]]) -> list[floa
 
 
 def trace_pairs(
-    system: str, other: str, clusters: Sequence[str] = MIXED, at: str = "common"
+    system: str,
+    other: str,
+    world: str = "base",
+    clusters: Sequence[str] = MIXED,
+    at: str = "common",
 ) -> list[tuple[str, str]]:
-    """Keys of the online trace: a system on each mixed cluster beside another (DistServe-like on 8 H100)."""
+    """Keys of the online trace: a system on each mixed cluster beside another.
+
+    ``other``: ``distserve`` stands for the world's DistServe-like on its 8 H100; any other is on the same GPUs.
+    """
     found = []
     for cluster, model in product(clusters, MODELS):
-        place = HOMOGENEOUS if other.startswith("distserve") else cluster
-        found.append(
-            (
-                online_key(Case(system, cluster, model, TRACE), at),
-                online_key(Case(other, place, model, TRACE), at),
-            )
-        )
+        ours = Case(system, cluster, model, TRACE, world)
+        theirs = replace(ours, system=other)
+        if other == "distserve":
+            theirs = replace(ours, system=WORLDS[world].baseline, cluster=HOMOGENEOUS)
+        found.append((online_key(ours, at), online_key(theirs, at)))
     return found
 
 
