@@ -21,8 +21,9 @@ from hexgen2.specs.plan import Plan, Slo, parse_plan
 
 Row = dict[str, Any]
 TRACE_FILE = Path(__file__).parents[2] / "shared" / "data" / "azure_conv_2023.csv"
-SATURATED_S, FEWEST, MOST = 240, 2000, 20_000
-"""A saturated run has this many seconds' worth of requests at the planned rate, within these counts."""
+TURNOVERS, FEWEST, MOST = 10, 3000, 25_000
+"""A saturated run has this many times the requests that the plan's engines answer at once, within these counts:
+they all begin at once, and it takes some turnovers until they are spread out."""
 ONLINE = 4000
 """Requests of a run at a rate, but for the trace, which is replayed whole."""
 ATTAINED = 0.9
@@ -70,7 +71,8 @@ def measured(case: Case) -> Row:
 
 def saturated(case: Case, plan: Plan) -> Row:
     """Requests/s of a plan that all requests wait for from the start."""
-    count = int(min(MOST, max(FEWEST, SATURATED_S * plan.throughput_rps)))
+    at_once = sum(group.max_batch for group in plan.groups if group.role != "prefill")
+    count = int(min(MOST, max(FEWEST, TURNOVERS * at_once)))
     lengths = load_workload(case.load).sample(count, np.random.default_rng(0))
     ends = simulate(plan, cost_model(case.model, WORLDS[case.world]), offline(lengths)).timeline.end
     done = ends[~np.isnan(ends)]

@@ -76,6 +76,8 @@ def step_by_step(
         return sum(each.held for each in (*prefilling, *running))
 
     def admit(spare: int) -> None:
+        if running and not chunked:
+            spare = max(sum(ceil((e.cached + 1) / size) - e.held for e in running), ceil(0.01 * total))
         while waiting and len(running) + len(prefilling) < most:
             needed = ceil(waiting[0].pending / size)
             if used() + needed + spare > total:

@@ -48,8 +48,8 @@ class EngineProfile:
     role may have several stages (NIXL's pull connector wants one on both sides, its push connector only on the
     decode side). ``tp_divides``: on every route P_TP and D_TP divide each other.
     ``even_stages``: a stage over several nodes has as many GPUs on each. Colocated groups move no KV cache, so
-    only ``uniform_tp`` and ``even_stages`` bind them; ``colocated``: whether there may be any (every engine here
-    can; it is for comparisons without them).
+    only ``uniform_tp`` and ``even_stages`` bind them. ``colocated``: whether there may be any (with every
+    engine here; it is for comparisons without them).
     """
 
     name: str

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from heapq import heappop, heappush
-from math import sqrt
+from math import ceil, sqrt
 
 from hexgen2.cost.capacity import cycle_seconds
 from hexgen2.cost.memory import Settings
@@ -18,6 +18,11 @@ from hexgen2.cost.replica import Compiled
 from hexgen2.simulator.blocks import Blocks
 from hexgen2.simulator.events import Events
 from hexgen2.simulator.sequence import Sequence
+
+WATERMARK = 0.01
+"""Part of the KV blocks that an engine without chunked prefill leaves free when it lets in prompts beside
+running sequences, as vLLM did: else a sequence that was preempted for want of a block would come back at
+once, be computed again while the others wait, and be preempted again."""
 
 
 class Engine:
@@ -118,6 +123,8 @@ class Engine:
     def _admit(self) -> None:
         """Give blocks to waiting requests in their order, as long as there are blocks and places."""
         under_way = self.blocks.next_step() if self._steps else 0
+        if self._running and not self._mixes:
+            under_way = max(self.blocks.next_step(), ceil(WATERMARK * self.blocks.total))
         while self._waiting and self._places() > 0:
             head = self._waiting[0]
             blocks = self.blocks.needed(max(head.pending, head.inputs))
