@@ -168,6 +168,9 @@ def target_cases(scales: tuple[float, ...] = TARGET_SCALES) -> Iterator[Case]:
             yield Case("ours", cluster, model, load, targets=targets)
             if scale == 0.5:
                 yield Case("hexgen", cluster, model, load, targets=targets)
+    for model, system in product(MODELS, ("distserve", "ours", "hexgen")):
+        for cluster in (HOMOGENEOUS,) if system == "distserve" else MIXED:
+            yield Case(system, cluster, model, TRACE, targets=BASE_TARGETS)
 
 
 def ablation_cases() -> Iterator[Case]:

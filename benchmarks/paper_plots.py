@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import matplotlib as mpl
 import numpy as np
 from paper_cases import (
     ABLATED,
+    BASE_TARGETS,
     CLASSES,
     HOMOGENEOUS,
     LINK_SCALES,
@@ -44,6 +46,9 @@ BARS = ("ours", "ours-vllm", "paper", "hexgen", "colocated")
 SHOWN = (*MIXED, "mixed-5")
 
 
+subplots = partial(plt.subplots, layout="constrained")
+
+
 def plot_all(rows: Rows, folder: Path) -> None:
     """Every plot of which there are rows."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -57,7 +62,6 @@ def plot_all(rows: Rows, folder: Path) -> None:
     ):
         figure = draw(rows)
         if figure is not None:
-            figure.tight_layout()
             figure.savefig(folder / f"paper-{name}.svg", metadata={"Date": None})
             plt.close(figure)
 
@@ -66,7 +70,7 @@ def plot_throughput(rows: Rows) -> plt.Figure | None:
     """Requests/s by setting and system, a panel per model and load; the line is DistServe-like on 8 H100."""
     if figure_of(rows, Case("distserve", HOMOGENEOUS, MODELS[0], CLASSES[1])) is None:
         return None
-    figure, panels = plt.subplots(len(MODELS), len(CLASSES), figsize=(14, 6), squeeze=False)
+    figure, panels = subplots(len(MODELS), len(CLASSES), figsize=(14, 6), squeeze=False)
     width = 0.8 / len(BARS)
     for (row, model), (column, load) in product(enumerate(MODELS), enumerate(CLASSES)):
         axes = panels[row][column]
@@ -86,30 +90,29 @@ def plot_throughput(rows: Rows) -> plt.Figure | None:
             axes.set_ylabel("requests/s")
         if row == len(MODELS) - 1:
             axes.set_xlabel("setting")
-    handles, labels = panels[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="upper center", ncols=len(labels), fontsize=8)
-    figure.subplots_adjust(top=0.85)
-    figure.set_layout_engine("constrained", rect=(0, 0, 1, 0.94))
+    handles, labels = panels[0][1].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), fontsize=8)
     return figure
 
 
 def plot_deadlines(rows: Rows) -> plt.Figure | None:
     """The part of the trace's requests that meet a deadline, at the rate that all systems get."""
-    lines = [("distserve", HOMOGENEOUS), ("ours", HOMOGENEOUS)]
-    lines += [(system, cluster) for system in ("ours", "hexgen") for cluster in (MIXED[0], MIXED[3])]
-    figure, panels = plt.subplots(1, len(MODELS), figsize=(11, 4), squeeze=False)
+    lines = [("distserve", HOMOGENEOUS, None), ("distserve", HOMOGENEOUS, BASE_TARGETS)]
+    lines += [(s, MIXED[0], targets) for s in ("ours", "hexgen") for targets in (None, BASE_TARGETS)]
+    figure, panels = subplots(1, len(MODELS), figsize=(11, 4), squeeze=False)
     drawn = False
     for axes, model in zip(panels[0], MODELS, strict=True):
-        for system, cluster in lines:
-            row = rows.get(online_key(Case(system, cluster, model, TRACE), "common"))
+        for place, (system, cluster, targets) in enumerate(lines):
+            row = rows.get(online_key(Case(system, cluster, model, TRACE, targets=targets), "common"))
             if row is None:
                 continue
             drawn = True
             values = [value for value in row["quantiles_s"] if value is not None]
             parts = np.linspace(0, 1, len(row["quantiles_s"]))[: len(values)]
             where = "8 H100" if cluster == HOMOGENEOUS else cluster
-            style = "--" if system == "hexgen" else "-"
-            axes.plot(values, 100 * parts, style, label=f"{SYSTEMS[system].says}, {where}")
+            style = ("-" if targets is None else "--") + f"C{place // 2}"
+            name = SYSTEMS[system].says + (", for targets" if targets else "")
+            axes.plot(values, 100 * parts, style, label=f"{name}, {where}")
             axes.set_title(f"{model}, {row['rate_rps']:.1f} requests/s", fontsize=10)
         axes.set_xscale("log")
         axes.set_xlabel("deadline, s")
@@ -127,7 +130,7 @@ def plot_assumptions(rows: Rows) -> plt.Figure | None:
     worlds = [name for name in WORLDS if ratios(rows, against_distserve("ours", name))]
     if not worlds:
         return None
-    figure, panels = plt.subplots(1, 2, figsize=(11, 0.5 * len(worlds) + 1.5), sharey=True)
+    figure, panels = subplots(1, 2, figsize=(11, 0.5 * len(worlds) + 1.5), sharey=True)
     for axes, pairs, title, claim in (
         (panels[0], against_distserve, "over DistServe-like on 8 H100", 1.3),
         (panels[1], against_hexgen, "over HexGen-like, same GPUs", 1.4),
@@ -142,15 +145,16 @@ def plot_assumptions(rows: Rows) -> plt.Figure | None:
         axes.axvline(claim, color="C3", linestyle="--", linewidth=1, label=f"the paper's mean, {claim}×")
         axes.set_yticks(range(len(worlds)), [WORLDS[name].says for name in worlds])
         axes.set_ylim(len(worlds) - 0.5, -0.7)
-        axes.set_xlabel(f"requests/s {title}: mean, least, most")
-        axes.legend(fontsize=8)
+        axes.set_title(f"requests/s {title}", fontsize=10)
+        axes.set_xlabel("mean, least and most of the instances")
+        axes.legend(fontsize=8, loc="lower right")
     return figure
 
 
 def plot_price(rows: Rows) -> plt.Figure | None:
     """The mean ratio per dollar over the H100's price, world by world."""
     known = np.linspace(1.5, 8, 100)
-    figure, axes = plt.subplots(figsize=(7, 4))
+    figure, axes = subplots(figsize=(9, 4))
     drawn = False
     for name in WORLDS:
         found = rentals(rows, against_distserve("ours", name), PAPER_PRICE)
@@ -162,12 +166,14 @@ def plot_price(rows: Rows) -> plt.Figure | None:
         return None
     for price in sorted(set(H100_PRICES.values())):
         axes.axvline(price, color="grey", linewidth=0.8, linestyle=":")
-        axes.annotate(f"${price}", (price, axes.get_ylim()[0]), (2, 4), textcoords="offset points", fontsize=7)
+        label = f"${price:.2f}"
+        at = (price, axes.get_ylim()[0])
+        axes.annotate(label, at, (-8, 4), textcoords="offset points", fontsize=7, rotation=90)
     for wanted in WANTED:
         axes.axhline(wanted, color="C3", linewidth=0.8, linestyle="--")
     axes.set_xlabel("USD per hour of an H100, the other types at the catalog's prices")
     axes.set_ylabel("requests per dollar, ours / DistServe-like, mean")
-    axes.legend(fontsize=8)
+    figure.legend(loc="outside right upper", fontsize=7)
     return figure
 
 
@@ -178,7 +184,7 @@ def plot_ablation(rows: Rows) -> plt.Figure | None:
     found = {name: values for name, values in found.items() if values and name != "paper"}
     if not found:
         return None
-    figure, axes = plt.subplots(figsize=(8, 4))
+    figure, axes = subplots(figsize=(8, 4))
     axes.boxplot(list(found.values()), whis=(0, 100), tick_labels=[SYSTEMS[name].says for name in found])
     axes.axhline(1.0, color="grey", linewidth=1)
     axes.set_ylabel("planned requests/s, over the paper's algorithm")
@@ -192,7 +198,7 @@ def plot_links(rows: Rows) -> plt.Figure | None:
     systems = list(dict.fromkeys(case.system for case in link_cases()))
     if figure_of(rows, Case("ours", MIXED[0], *instances[0])) is None:
         return None
-    figure, panels = plt.subplots(1, len(instances), figsize=(3.4 * len(instances), 3.4), sharey=True)
+    figure, panels = subplots(1, len(instances), figsize=(3.4 * len(instances), 3.4), sharey=True)
     for axes, (model, load) in zip(panels, instances, strict=True):
         base = figure_of(rows, Case("ours", MIXED[0], model, load))
         for system in systems:

@@ -106,16 +106,16 @@ def trace_pairs(
     system: str,
     other: str,
     world: str = "base",
-    clusters: Sequence[str] = MIXED,
+    targets: tuple[float, float] | None = None,
     at: str = "common",
 ) -> list[tuple[str, str]]:
-    """Keys of the online trace: a system on each mixed cluster beside another.
+    """Keys of the online trace: a system on each mixed cluster beside another, planned for the same targets.
 
     ``other``: ``distserve`` stands for the world's DistServe-like on its 8 H100; any other is on the same GPUs.
     """
     found = []
-    for cluster, model in product(clusters, MODELS):
-        ours = Case(system, cluster, model, TRACE, world)
+    for cluster, model in product(MIXED, MODELS):
+        ours = Case(system, cluster, model, TRACE, world, targets)
         theirs = replace(ours, system=other)
         if other == "distserve":
             theirs = replace(ours, system=WORLDS[world].baseline, cluster=HOMOGENEOUS)
