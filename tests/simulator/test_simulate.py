@@ -227,6 +227,30 @@ class TestSaturation:
         result = simulate(plan, cost, offline(lengths))
         assert steady_rate(result) == pytest.approx(planned.rps, rel=0.05)
 
+    @pytest.mark.parametrize("stages", [[(1, 8)], [(1, 4), (1, 4)], [(1, 3), (1, 3), (1, 2)]])
+    def test_a_prefill_group_short_of_memory(
+        self, make_plan: MakePlan, cost: CostModel, stages: list[tuple[int, int]]
+    ) -> None:
+        """With the engine's own budget one batch takes all of the memory and the other stages stand idle."""
+        lengths = lengths_of(2500, longest=250)
+        lengths = Lengths(lengths.inputs, np.minimum(lengths.outputs, 4))
+        pair = [("x", "prefill", 1.0, 256, stages), ("y", "decode", 1.0, 256, [(8, 8)])]
+        plan = make_plan(pair, [("x", "y", 1.0)], gbps=8000)
+        layout = shape(plan.cluster, placement(plan, plan.group_by_id["x"]))
+        settings = replace(cost.settings, max_batch=256, communicator_bytes=0.0)
+        while CostModel(cost.model, settings=settings).max_kv_tokens(layout) > 1500:
+            settings = replace(settings, memory_utilisation=settings.memory_utilisation - 0.0005)
+        short = CostModel(cost.model, settings=settings)
+        planned = short.prefill_capacity(layout, lengths).rps
+        budget = settings.prefill_budget(short.max_kv_tokens(layout), len(stages))
+        assert budget < settings.token_budget
+        first = plan.groups[0].model_copy(update={"token_budget": budget})
+        kept = plan.model_copy(update={"groups": (first, *plan.groups[1:])})
+        # Capacities count whole prompts in a batch, engines cut them to fill it.
+        assert 0.95 * planned < steady_rate(simulate(kept, short, offline(lengths))) < 1.15 * planned
+        if stages[1:]:
+            assert steady_rate(simulate(plan, short, offline(lengths))) < 0.9 * planned
+
     def test_a_link(self, make_plan: MakePlan, cost: CostModel) -> None:
         lengths = lengths_of(1000)
         plan = make_plan(

@@ -123,19 +123,17 @@ def prefill_capacity(
 ) -> PrefillCapacity:
     """1 / (seconds that the slowest stage spends per request), in batches that fill the token budget.
 
-    ``max_tokens``: KV tokens that fit; every stage of the pipeline has a batch under way, so their KV caches
-    must fit together. No capacity when the longest prompt does not fit.
+    ``max_tokens``: KV tokens that fit, which may ask for a smaller budget (`Settings.prefill_budget`). No
+    capacity when the longest prompt does not fit.
     """
-    first, alone = prefill_times(costs, moments.input, moments.input_sq, 1.0, settings.token_budget)
+    budget = settings.prefill_budget(max_tokens, len(costs))
+    first, alone = prefill_times(costs, moments.input, moments.input_sq, 1.0, budget)
     latency = prefill_latency(first, alone)
     slowest = max(range(len(alone)), key=alone.__getitem__)
     if moments.longest_input > max_tokens:
         return PrefillCapacity(0.0, latency, 0, slowest, 0)
-    room = min(settings.token_budget, max_tokens / len(costs))
-    batch = max(1, min(settings.max_batch, floor(room / moments.input)))
-    _, times = prefill_times(
-        costs, batch * moments.input, batch * moments.input_sq, batch, settings.token_budget
-    )
+    batch = max(1, min(settings.max_batch, floor(budget / moments.input)))
+    _, times = prefill_times(costs, batch * moments.input, batch * moments.input_sq, batch, budget)
     slowest = max(range(len(times)), key=times.__getitem__)
     most = max(batch, min(settings.max_batch, floor(max_tokens / moments.input)))
     return PrefillCapacity(batch / times[slowest], latency, batch, slowest, most)

@@ -10,6 +10,9 @@ from hexgen2.cost.stage import head_bytes, moe_layers
 from hexgen2.specs.gpu import GIB
 from hexgen2.specs.model import Model
 
+LEAST_BUDGET = 256
+"""Tokens: smaller iterations would read the weights for next to nothing."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -39,6 +42,15 @@ class Settings:
     communicator_bytes: float = 0.5 * GIB
     headroom_sigmas: float = 2.0
     chunked_prefill: bool = True
+
+    def prefill_budget(self, max_tokens: int, stages: int) -> int:
+        """Tokens of one iteration of a prefill group that holds ``max_tokens`` tokens of KV cache.
+
+        A batch keeps its memory from its start until its caches have been fetched: one batch in every stage,
+        one being fetched and one that waits for it must fit together. With a larger budget the first batch
+        takes all of the memory, and the other stages stand idle until it is gone.
+        """
+        return min(self.token_budget, max(LEAST_BUDGET, max_tokens // (stages + 2)))
 
 
 def stage_weight_bytes(model: Model, stage: StageShape, first_layer: int, *, first: bool, last: bool) -> float:

@@ -68,6 +68,7 @@ class Seat:
 def arguments(context: EngineContext, group: Group, seat: Seat) -> tuple[str, ...]:
     """The argument vector of one process of a group."""
     options = context.options
+    budget = min(options.token_budget, group.token_budget or options.token_budget)
     return (
         options.python,
         *_program(group, seat),
@@ -77,7 +78,7 @@ def arguments(context: EngineContext, group: Group, seat: Seat) -> tuple[str, ..
         *_spanning(seat),
         *context.numerics.arguments,
         *("--max-num-seqs", str(group.max_batch)),
-        *("--max-num-batched-tokens", str(max(options.token_budget, group.max_batch))),
+        *("--max-num-batched-tokens", str(max(budget, group.max_batch))),
         *_memory(context, group),
         *_transfer(context, group, seat),
         "--disable-uvicorn-access-log",

@@ -79,6 +79,7 @@ def engines_of(
         sources = frozenset(source for source, target in token_bytes if target == group.id)
         arriving = [size for (_, target), size in token_bytes.items() if target == group.id]
         settings, prefill = cost.settings, group.role == "prefill"
+        budget = group.token_budget or settings.token_budget
         engines[group.id] = EmulatedEngine(
             EmulatorConfig(
                 model_names=tuple(model_names),
@@ -89,7 +90,7 @@ def engines_of(
                 kv_bytes_per_token=round(arriving[0] if arriving else cost.model.kv_bytes_per_token),
                 kv_tokens=compiled.max_tokens,
                 # A decoding pipeline takes one micro-batch per stage, each with a budget of its own.
-                token_budget=settings.token_budget * (1 if prefill else len(compiled.costs)),
+                token_budget=budget * (1 if prefill else len(compiled.costs)),
                 block_size=settings.block_size,
                 lease_s=LEASE_S * slowdown,
                 transfers=SharedLinks(network, group.id, sources) if sources else None,

@@ -9,6 +9,7 @@ import numpy as np
 
 from hexgen2.scheduler.engines import RULES
 from hexgen2.scheduler.evaluate import Evaluator, Option
+from hexgen2.scheduler.layouts import layout_of
 from hexgen2.scheduler.problem import Problem
 from hexgen2.scheduler.reasons import WORTH_TELLING, Alternative, rule_costs, runners_up, template_words
 from hexgen2.scheduler.settle import IDLE, Settled, bottleneck, settle
@@ -130,6 +131,7 @@ def _groups(
                 price_per_hour=price,
                 capacity_rps=option.rps,
                 max_batch=option.max_batch,
+                token_budget=_token_budget(evaluator, option),
                 stages=tuple(
                     Stage(
                         gpus=tuple(gpus[gpu].id for gpu in stage.gpus),
@@ -142,6 +144,16 @@ def _groups(
             )
         )
     return tuple(groups)
+
+
+def _token_budget(evaluator: Evaluator, option: Option) -> int | None:
+    """What a prefill group's memory allows of an iteration; None where that is the engine's setting."""
+    cost = evaluator.problem.cost
+    if option.role != "prefill":
+        return None
+    tokens = cost.max_kv_tokens(layout_of(evaluator.topology, option.template))
+    budget = cost.settings.prefill_budget(tokens, len(option.template))
+    return budget if budget < cost.settings.token_budget else None
 
 
 def _runners_up(evaluator: Evaluator, value: float, found: Sequence[Alternative]) -> tuple[RunnerUp, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from hexgen2.cost.layout import shape
@@ -182,7 +183,10 @@ class _Simulation:
 
     def _prefill_group(self, group: Group) -> PrefillGroup:
         compiled = self._compiled[group.id]
-        return PrefillGroup(self._events, compiled, self._cost.settings, group.max_batch, self._prompt_done)
+        settings = self._cost.settings
+        if group.token_budget is not None:
+            settings = replace(settings, token_budget=group.token_budget)
+        return PrefillGroup(self._events, compiled, settings, group.max_batch, self._prompt_done)
 
     def _engine(self, group: Group) -> Engine:
         compiled: Compiled = self._compiled[group.id]

@@ -46,7 +46,8 @@ class RunnerUp(Spec):
 
 class Group(Spec):
     """A serving group: one replica. ``share`` is the part of all requests that it handles in its role,
-    ``class_shares`` the same of each request class where the plan has classes."""
+    ``class_shares`` the same of each request class where the plan has classes. ``token_budget``: tokens of one
+    iteration at most, where its memory asks for fewer than the engine's setting (prefill groups)."""
 
     id: str
     role: Role
@@ -54,6 +55,7 @@ class Group(Spec):
     price_per_hour: float = Field(ge=0)
     capacity_rps: float = Field(ge=0)
     max_batch: int = Field(ge=1)
+    token_budget: int | None = Field(default=None, ge=1)
     stages: tuple[Stage, ...] = Field(min_length=1)
     runners_up: tuple[RunnerUp, ...] = ()
     class_shares: dict[str, float] = Field(default_factory=dict)
