@@ -1,6 +1,7 @@
 """The paper's evaluation (HexGen-2, arXiv 2502.07903, section 5) on our simulator; docs/paper.md explains it.
 
-    python benchmarks/paper.py [--quick] [--parts main,worlds,...] [--processes 2] [-o DIR] [--images DIR]
+    python benchmarks/paper.py [--quick] [--parts main,worlds,...] [--processes 2] [-o DIR]
+                               [--images DIR] [--page docs/paper.md]
 
 Plans every case (paper_cases.py) with every system, runs the plans on the simulator, and writes into DIR
 (build/benchmarks/paper):
@@ -9,7 +10,8 @@ Plans every case (paper_cases.py) with every system, runs the plans on the simul
     results.json    all figures, without plans
     paper.md        tables, the paper's claims beside ours
 
-and the plots (SVG) into --images (DIR by default). --quick: one model, two loads, two settings.
+and the plots (SVG) into --images (DIR by default). --page: put the tables into that page. --quick: one model,
+two loads, two settings.
 """
 
 from __future__ import annotations
@@ -50,7 +52,7 @@ from paper_measure import measured, online
 from paper_plots import plot_all
 from paper_store import Store, fingerprint, sources
 from paper_summary import online_key
-from paper_tables import report
+from paper_tables import refreshed, report
 
 Row = dict[str, Any]
 Job = tuple[str, Callable[..., Row], tuple[Any, ...]]
@@ -61,8 +63,8 @@ QUICK_LOADS = ("hphd", "lphd", TRACE)
 QUICK_CLUSTERS = (HOMOGENEOUS, MIXED[0], CHEAPER)
 
 
-def planned_cases(parts: Sequence[str], quick: bool) -> list[Case]:
-    """Every case of these parts, each once."""
+def planned_cases(parts: Sequence[str], quick: bool, clusters: Sequence[str] = ()) -> list[Case]:
+    """Every case of these parts, each once; on these clusters where any are named."""
     found: list[Case] = []
     if "main" in parts or "online" in parts:
         found += main_cases()
@@ -77,6 +79,8 @@ def planned_cases(parts: Sequence[str], quick: bool) -> list[Case]:
     found = [stored_world(case) for case in found]
     if quick:
         found = [case for case in found if in_quick(case)]
+    if clusters:
+        found = [case for case in found if case.cluster in clusters]
     return list(dict.fromkeys(found))
 
 
@@ -126,9 +130,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a subset that takes a minute or two")
     parser.add_argument("--parts", default=",".join(PARTS), help="of %(default)s")
+    parser.add_argument("--clusters", default="", help="only on these, of examples/clusters")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("-o", "--output", type=Path, default=Path("build/benchmarks/paper"), help="a folder")
     parser.add_argument("--images", type=Path, default=None, help="a folder for the plots")
+    parser.add_argument("--page", type=Path, default=None, help="a page whose tables to make anew")
     arguments = parser.parse_args()
     parts = arguments.parts.split(",")
     if unknown := set(parts) - set(PARTS):
@@ -136,7 +142,8 @@ def main() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     begun = time.monotonic()
     store = Store(arguments.output, fingerprint(sources()))
-    cases = planned_cases(parts, arguments.quick)
+    clusters = arguments.clusters.split(",") if arguments.clusters else ()
+    cases = planned_cases(parts, arguments.quick, clusters)
     run(((case.key, measured, (case,)) for case in cases), store, arguments.processes)
     if "online" in parts:
         jobs = online_jobs((case for case in cases if case.load in LOADS), store)
@@ -152,6 +159,9 @@ def main() -> None:
     text = report(rows)
     (arguments.output / "paper.md").write_text(text + "\n", encoding="utf-8")
     plot_all(rows, arguments.images or arguments.output)
+    if arguments.page:
+        page = arguments.page.read_text(encoding="utf-8")
+        arguments.page.write_text(refreshed(page, rows), encoding="utf-8")
     print(text)
 
 

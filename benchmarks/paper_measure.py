@@ -21,7 +21,7 @@ from hexgen2.specs.plan import Plan, Slo, parse_plan
 
 Row = dict[str, Any]
 TRACE_FILE = Path(__file__).parents[2] / "shared" / "data" / "azure_conv_2023.csv"
-TURNOVERS, FEWEST, MOST = 10, 3000, 25_000
+TURNOVERS, FEWEST, MOST = 8, 2500, 15_000
 """A saturated run has this many times the requests that the plan's engines answer at once, within these counts:
 they all begin at once, and it takes some turnovers until they are spread out."""
 ONLINE = 4000

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,12 @@ from hexgen2.cli.collector import seldom_collected
 from hexgen2.cost import CostModel, Efficiencies, Profile, Settings
 from hexgen2.cost.profile import default_efficiency
 from hexgen2.cost.profile_files import load_profile
-from hexgen2.scheduler import Problem, engine_profile, paper, schedule
-from hexgen2.scheduler.evaluate import Evaluator, Option, paper_rule
+from hexgen2.scheduler import Problem, baselines, engine_profile, paper, schedule
+from hexgen2.scheduler.evaluate import Evaluator, Option, Rule, best_rate, paper_rule
+from hexgen2.scheduler.feasible import check_fits
 from hexgen2.scheduler.plan_build import Extras, build
 from hexgen2.scheduler.problem import Budget
-from hexgen2.scheduler.solution import assess
+from hexgen2.scheduler.solution import Solution, assess
 from hexgen2.scheduler.topology import canonical
 from hexgen2.specs.catalog import gpu_type
 from hexgen2.specs.catalog.models import load_model
@@ -35,15 +36,27 @@ HOST = ("step_overhead_s", "layer_launch_s", "prompt_overhead_s", "sequence_over
 """What the host takes, of an `Efficiency`."""
 
 
+Search = Callable[[Problem, Evaluator, int, Budget], Solution]
+BASELINES: dict[str, tuple[Search, Rule]] = {
+    "paper": (paper.search, paper_rule),
+    "genetic": (baselines.genetic, paper_rule),
+    "random-swap": (baselines.random_swap, paper_rule),
+    "hexgen": (baselines.hexgen, best_rate),
+    "colocated": (baselines.colocated, best_rate),
+    "distserve": (baselines.distserve, best_rate),
+    "distserve-pairs": (baselines.distserve_pairs, best_rate),
+}
+"""Every solver but ours: its search, and how it chooses layouts. They are run without the upper bound, which
+takes half of the time and is not looked at here."""
+
+
 def plan_of(case: Case) -> Plan:
     """The plan that the case's system makes; InputError when it has none."""
     system, problem = SYSTEMS[case.system], problem_of(case)
     with seldom_collected():
-        if not system.kv_edges:
-            return _without_kv_edges(problem, case.limit_s)
-        return schedule(
-            problem, solver=system.solver, time_limit_s=_limit(system, case), clock=time.process_time
-        )
+        if system.solver in BASELINES:
+            return _baseline(problem, system, case.limit_s)
+        return schedule(problem, solver=system.solver, time_limit_s=case.limit_s, clock=time.process_time)
 
 
 def problem_of(case: Case) -> Problem:
@@ -113,11 +126,6 @@ def _faster(link: Mapping[str, Any], factor: float) -> dict[str, Any]:
     return {**link, "gbps": link["gbps"] * factor}
 
 
-def _limit(system: System, case: Case) -> float | None:
-    endless = system.solver in ("colocated", "distserve", "distserve-pairs")
-    return None if endless else case.limit_s
-
-
 class BlindToLinks(Evaluator):
     """Values routes as if every allowed one carried any load."""
 
@@ -125,15 +133,19 @@ class BlindToLinks(Evaluator):
         return 1e6 if super().route(source, target) else 0.0
 
 
-def _without_kv_edges(problem: Problem, limit_s: float | None) -> Plan:
-    """The paper's search with unlimited KV edges in its network; the plan is valued with the real ones."""
+def _baseline(problem: Problem, system: System, limit_s: float | None) -> Plan:
+    """A baseline's plan. Without KV-aware edges its search is blind to links; the plan is valued with them."""
+    search, rule = BASELINES[system.solver]
     ordered = replace(problem, cluster=canonical(problem.cluster))
+    evaluator = Evaluator(ordered, rule) if system.kv_edges else BlindToLinks(ordered, rule)
+    check_fits(evaluator)
     budget = Budget(time.process_time, limit_s)
-    found = paper.search(ordered, BlindToLinks(ordered, paper_rule), 0, budget)
-    evaluator = Evaluator(ordered, paper_rule)
-    solution = assess(evaluator, found.cells)
-    assert solution is not None, "no lower limit was given"
+    solution = search(ordered, evaluator, 0, budget)
+    if not system.kv_edges:
+        evaluator = Evaluator(ordered, rule)
+        valued = assess(evaluator, solution.cells)
+        assert valued is not None, "no lower limit was given"
+        solution = valued
     extras = Extras(upper_bound=None, counted_singly=True)
-    return build(
-        ordered, problem.cluster, evaluator, solution, solver="no-kv-edges", seed=0, extras=extras
-    ).model_copy(update={"wall_s": budget.spent_s})
+    plan = build(ordered, problem.cluster, evaluator, solution, solver=system.solver, seed=0, extras=extras)
+    return plan.model_copy(update={"wall_s": budget.spent_s})

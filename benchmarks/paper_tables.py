@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from itertools import product
 
@@ -55,19 +56,26 @@ WANTED = (1.3, 1.5)
 
 def report(rows: Rows) -> str:
     """All tables of which there are rows."""
-    sections: list[tuple[str, Callable[[Rows], str]]] = [
-        ("The paper's claims", claims),
-        ("Saturation throughput, requests/s", throughput),
-        ("Which assumption decides", assumptions),
-        ("The H100's price", prices),
-        ("Under latency targets", goodput),
-        ("The online trace at 75% of the peak", latencies),
-        ("GPUs chosen by `budget`", budgets),
-        ("Ablations", ablations),
-        ("Faster and slower links", links),
-    ]
-    found = [(title, make(rows)) for title, make in sections]
+    found = [(title, make(rows)) for title, make in SECTIONS.values()]
     return "\n\n".join(f"## {title}\n\n{text}" for title, text in found if text)
+
+
+def refreshed(page: str, rows: Rows) -> str:
+    """A page with its tables made anew: what stands between ``<!-- paper.py: NAME -->`` and ``<!-- end -->``.
+
+    NAME is a key of `SECTIONS`; a table of which there are no rows stays as it is.
+    """
+
+    def table_of(match: re.Match[str]) -> str:
+        text = SECTIONS[match["name"]][1](rows)
+        return f"{match['head']}\n{text}\n{match['foot']}" if text else match[0]
+
+    return re.sub(
+        r"(?P<head><!-- paper\.py: (?P<name>[a-z]+) -->)\n.*?(?P<foot><!-- end -->)",
+        table_of,
+        page,
+        flags=re.DOTALL,
+    )
 
 
 def claims(rows: Rows) -> str:
@@ -239,6 +247,20 @@ def links(rows: Rows) -> str:
         if any(shown):
             lines.append([model, load, SYSTEMS[system].says, *(_number(value) for value in shown)])
     return table(["model", "load", "system", *(f"links × {scale:g}" for scale in LINK_SCALES)], lines)
+
+
+SECTIONS: dict[str, tuple[str, Callable[[Rows], str]]] = {
+    "claims": ("The paper's claims", claims),
+    "throughput": ("Saturation throughput, requests/s", throughput),
+    "assumptions": ("Which assumption decides", assumptions),
+    "prices": ("The H100's price", prices),
+    "goodput": ("Under latency targets", goodput),
+    "latencies": ("The online trace at 75% of the peak", latencies),
+    "budgets": ("GPUs chosen by `budget`", budgets),
+    "ablations": ("Ablations", ablations),
+    "links": ("Faster and slower links", links),
+}
+"""Titles and makers of the tables, by the name that pages call them."""
 
 
 def table(head: Sequence[str], lines: Sequence[Sequence[object]]) -> str:

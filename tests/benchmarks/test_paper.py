@@ -175,6 +175,19 @@ def test_tables_of_few_rows(script: Script) -> None:
     assert tables.report({}).startswith("## The paper's claims")
 
 
+def test_a_page_gets_its_tables_and_keeps_its_words(script: Script) -> None:
+    tables, cases = script("paper_tables"), script("paper_cases")
+    page = "Before.\n<!-- paper.py: throughput -->\nold\nold\n<!-- end -->\nAfter.\n"
+    page += "<!-- paper.py: links -->\nkept\n<!-- end -->\n"
+    rows = rows_of(script, {("distserve", cases.HOMOGENEOUS): 4.0})
+    found = tables.refreshed(page, rows)
+    assert "old" not in found
+    assert "| llama-2-70b | homogeneous-8xh100 | DistServe-like | 4 | 4 | 4 | 4 | – |" in found
+    assert found.startswith("Before.\n")
+    assert "After.\n<!-- paper.py: links -->\nkept\n<!-- end -->\n" in found
+    assert tables.refreshed(found, rows) == found
+
+
 def test_rows_are_json(script: Script) -> None:
     """A quantile that is not reached must not become `Infinity`, which is no JSON."""
     case = script("paper_cases").Case("colocated", "homogeneous-8xh100", "opt-30b", "lpld")
