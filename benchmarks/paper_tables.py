@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from itertools import product
+from statistics import median
 
 from paper_cases import (
     ABLATED,
@@ -132,6 +133,27 @@ def throughput(rows: Rows) -> str:
     return table(["model", "cluster", "system", *LOADS], lines)
 
 
+def promises(rows: Rows) -> str:
+    """One line per system: what its plans reach at saturation of the rate they promise."""
+    lines = []
+    for system in ("distserve", "ours", "ours-vllm", "paper", "hexgen", "colocated"):
+        cases = product((HOMOGENEOUS, *MIXED, CHEAPER), MODELS, LOADS)
+        found = [
+            kept for cluster, model, load in cases if (kept := _kept(rows, Case(system, cluster, model, load)))
+        ]
+        if found:
+            within = sum(0.95 <= kept <= 1.05 for kept in found)
+            shown = [f"{100 * (value - 1):+.1f}%" for value in (median(found), min(found), max(found))]
+            lines.append([SYSTEMS[system].says, len(found), f"{within} of {len(found)}", *shown])
+    return table(["system", "plans", "within 5%", "median", "least", "most"], lines)
+
+
+def _kept(rows: Rows, case: Case) -> float | None:
+    """The simulated part of the planned rate; None without a plan."""
+    planned, found = (figure_of(rows, case, figure) for figure in ("planned_rps", "rps"))
+    return found / planned if found and planned else None
+
+
 def assumptions(rows: Rows) -> str:
     """One line per world."""
     lines = []
@@ -252,6 +274,7 @@ def links(rows: Rows) -> str:
 SECTIONS: dict[str, tuple[str, Callable[[Rows], str]]] = {
     "claims": ("The paper's claims", claims),
     "throughput": ("Saturation throughput, requests/s", throughput),
+    "promises": ("What plans keep of their promises", promises),
     "assumptions": ("Which assumption decides", assumptions),
     "prices": ("The H100's price", prices),
     "goodput": ("Under latency targets", goodput),

@@ -522,3 +522,15 @@ def test_nobody_waits_longer_than_the_target_for_the_first_token(target: float |
     one = cluster(("a", "H100-80G-SXM", 1))
     served = plan(one, [group("c0", "colocated", (["a/0"], 8))], slo={"ttft_s": target})
     assert compiled(served).coordinator.limits.queue_wait_s == wait_s
+
+
+@pytest.mark.parametrize(
+    ("asked", "option", "given"), [(None, 8192, 8192), (1200, 8192, 1200), (1200, 600, 600)]
+)
+def test_a_group_short_of_memory_gets_its_own_token_budget(asked: int | None, option: int, given: int) -> None:
+    one = pair_plan()
+    first = one.groups[0].model_copy(update={"token_budget": asked})
+    short = one.model_copy(update={"groups": (first, *one.groups[1:])})
+    prefill, decode = compiled(short, EngineOptions(run_id="r", python="p", token_budget=option)).processes
+    assert flag(prefill, "--max-num-batched-tokens") == str(given)
+    assert flag(decode, "--max-num-batched-tokens") == str(option)

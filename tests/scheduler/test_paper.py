@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hexgen2.cost import shape
 from hexgen2.cost.replica import CostModel
 from hexgen2.scheduler import PROFILES, Problem, Progress, schedule
+from hexgen2.simulator.placement import placement
 from hexgen2.specs.catalog.models import load_model
 from hexgen2.specs.catalog.workloads import load_workload
 from hexgen2.specs.cluster import Cluster, load_cluster, parse_cluster
@@ -183,3 +185,32 @@ def test_the_local_test_bed_splits_into_one_prefill_and_two_decode_groups() -> N
     )
     plan = schedule(task, solver="paper")
     assert [group.role for group in plan.groups] == ["prefill", "decode", "decode"]
+
+
+def test_a_prefill_group_short_of_memory_says_how_much_it_may_batch() -> None:
+    """One batch in every stage, one being fetched and one that waits fit into its KV memory."""
+    cost = CostModel(load_model("llama-2-70b"))
+    task = Problem(
+        cluster=load_cluster(EXAMPLES / "mixed-5.yaml"),
+        workload="lphd",
+        lengths=load_workload("lphd").representative(64),
+        cost=cost,
+        engine=PROFILES["any"],
+    )
+    plan = schedule(task, solver="paper", time_limit_s=0.2)
+    for group in plan.groups:
+        tokens = cost.max_kv_tokens(shape(plan.cluster, placement(plan, group)))
+        budget = cost.settings.prefill_budget(tokens, len(group.stages))
+        limited = group.role == "prefill" and budget < cost.settings.token_budget
+        assert group.token_budget == (budget if limited else None)
+        if limited:
+            assert (len(group.stages) + 2) * budget <= tokens
+    assert parse_plan(plan.document(), "again") == plan
+
+
+@pytest.mark.parametrize(
+    ("tokens", "stages", "budget"),
+    [(100_000, 1, 8192), (24_576, 1, 8192), (12_000, 1, 4000), (5000, 3, 1000), (90, 3, 256)],
+)
+def test_the_budget_that_a_memory_keeps_flowing(tokens: int, stages: int, budget: int) -> None:
+    assert CostModel(SMALL).settings.prefill_budget(tokens, stages) == budget

@@ -249,6 +249,9 @@ class Plan(Spec):
         document = self.model_dump(mode="json", by_alias=True, exclude={"cluster"})
         if self.at_rate is None:
             del document["at_rate"]
+        for group in document["groups"]:
+            if group["token_budget"] is None:
+                del group["token_budget"]
         if not self.classes:
             for key in ("classes", "class_routing"):
                 del document[key]
