@@ -7,6 +7,7 @@ import pytest
 from hexgen2.scheduler.engines import (
     DECODE_PP,
     EVEN_STAGES,
+    ONE_PHASE,
     PREFILL_PP,
     PROFILES,
     RULES,
@@ -42,6 +43,15 @@ def test_pull_connector_forbids_prefill_pipelines() -> None:
     assert pull.group_rule("prefill", (4,)) is None
 
 
+def test_groups_of_one_phase() -> None:
+    """For comparisons without colocated groups."""
+    apart = EngineProfile("apart", colocated=False)
+    assert apart.group_rule("colocated", (4,)) == ONE_PHASE
+    assert apart.group_rule("prefill", (4,)) is None
+    assert apart.without(ONE_PHASE).group_rule("colocated", (4,)) is None
+    assert ONE_PHASE not in PROFILES["any"].rules
+
+
 @pytest.mark.parametrize(
     ("profile", "source", "target", "rule"),
     [
@@ -64,7 +74,7 @@ def test_stage_rules(counts: tuple[int, ...], rule: str | None) -> None:
 
 
 def test_every_rule_is_explained() -> None:
-    assert set(RULES) == {UNIFORM_TP, DECODE_PP, PREFILL_PP, TP_DIVIDES, EVEN_STAGES}
+    assert set(RULES) == {UNIFORM_TP, DECODE_PP, PREFILL_PP, TP_DIVIDES, EVEN_STAGES, ONE_PHASE}
 
 
 def test_an_unknown_profile_is_told_in_one_line() -> None:
