@@ -196,7 +196,7 @@ def plot_links(rows: Rows) -> plt.Figure | None:
     """Requests/s over the speed of the links between nodes, in parts of ours at the setting's own."""
     instances = list(dict.fromkeys((case.model, case.load) for case in link_cases()))
     systems = list(dict.fromkeys(case.system for case in link_cases()))
-    if figure_of(rows, Case("ours", MIXED[0], *instances[0])) is None:
+    if figure_of(rows, Case("ours", MIXED[0], *instances[0], links=LINK_SCALES[0])) is None:
         return None
     figure, panels = subplots(1, len(instances), figsize=(3.4 * len(instances), 3.4), sharey=True)
     for axes, (model, load) in zip(panels, instances, strict=True):

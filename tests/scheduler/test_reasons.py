@@ -81,7 +81,13 @@ def test_stages_in_a_row_are_said_once() -> None:
 @pytest.mark.parametrize("rule", RULES)
 def test_every_rule_can_be_lifted(rule: str) -> None:
     strict = EngineProfile(
-        "strict", uniform_tp=True, decode_pp=False, prefill_pp=False, tp_divides=True, even_stages=True
+        "strict",
+        uniform_tp=True,
+        decode_pp=False,
+        prefill_pp=False,
+        tp_divides=True,
+        even_stages=True,
+        colocated=False,
     )
     assert strict.rules == set(RULES)
     assert strict.without(rule).rules == set(RULES) - {rule}
