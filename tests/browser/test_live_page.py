@@ -117,7 +117,9 @@ async def test_a_lost_engine_is_an_event_and_so_is_its_return(service: Service, 
         await service.lose("d3")
         await page.wait_for_selector("#events .kind.down")
         await page.wait_for_selector("#flows .box.decode.down")
-        assert "d3 is down" in await page.locator("#events").inner_text()
+        told = await page.locator("#events").inner_text()
+        assert "d3 is down" in told
+        assert "node l40 is lost" in told
         assert "5 of 6" in await page.locator("#figures").inner_text()
         assert "down" in await page.locator("#groups tr", has_text="d3").inner_text()
         await service.revive("d3", port)

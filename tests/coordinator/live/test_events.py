@@ -5,8 +5,20 @@ from __future__ import annotations
 import pytest
 
 from hexgen2.coordinator import CoordinatorConfig, EngineEndpoint, RouteShare
-from hexgen2.coordinator.live.events import MERGE_S, MOST, EventLog, Told, changes, turns
+from hexgen2.coordinator.live.events import (
+    MERGE_S,
+    MOST,
+    EventLog,
+    Told,
+    changes,
+    dark_nodes,
+    groups_by_node,
+    node_changes,
+    turns,
+)
 from hexgen2.coordinator.live.reading import Reading
+from hexgen2.specs.plan import parse_plan
+from tests.report.documents import plan_document
 
 QUIET = Reading(0.0, up={"d0": True, "d1": False})
 
@@ -95,3 +107,24 @@ BEFORE = config({"p0": "prefill", "d0": "decode", "d1": "decode"}, {("p0", "d0")
 )
 def test_what_another_config_changes_is_told(now: CoordinatorConfig, texts: list[str]) -> None:
     assert [told.text for told in turns(BEFORE, now)] == texts
+
+
+@pytest.mark.parametrize(
+    ("up", "dark"),
+    [
+        ({}, set()),
+        ({"p0": True, "d0": True, "c0": True}, set()),
+        ({"p0": False, "d0": True, "c0": True}, set()),
+        ({"p0": True, "d0": False, "c0": False}, {"a"}),
+        ({"p0": False, "d0": False, "c0": True}, {"b"}),
+        ({"p0": False, "d0": False, "c0": False}, {"a", "b"}),
+    ],
+)
+def test_a_node_is_lost_with_all_groups_that_are_on_it(up: dict[str, bool], dark: set[str]) -> None:
+    """d0 is on both nodes: a has d0 and c0, b has p0 and d0."""
+    assert dark_nodes(groups_by_node(parse_plan(plan_document(), "test")), up) == dark
+
+
+def test_nodes_that_are_lost_and_return_are_told() -> None:
+    texts = [told.text for told in node_changes({"a", "b"}, {"b", "c"})]
+    assert texts == ["node c is lost: none of its groups answers", "node a is back"]

@@ -6,12 +6,13 @@ Found by comparing one reading with the next; the last ones are kept.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from hexgen2.coordinator.config import CoordinatorConfig, Role
 from hexgen2.coordinator.live.reading import Reading
+from hexgen2.specs.plan import Plan
 
 MOST = 200
 MERGE_S = 10.0
@@ -116,6 +117,28 @@ def changes(
             yield Told("broken", f"{{count}} stream(s) broken off ({reason.replace('_', ' ')})", count=new)
     if new := round(now.refused - before.refused):
         yield Told("refused", "{count} request(s) refused: more than can be served", count=new)
+
+
+def node_changes(before: Collection[str], now: Collection[str]) -> Iterator[Told]:
+    """Nodes that went dark or came back, from the dark ones of before and of now."""
+    for node in sorted(set(now).difference(before)):
+        yield Told("down", f"node {node} is lost: none of its groups answers")
+    for node in sorted(set(before).difference(now)):
+        yield Told("up", f"node {node} is back")
+
+
+def groups_by_node(plan: Plan) -> dict[str, frozenset[str]]:
+    """The groups that have GPUs on each node of a plan."""
+    found: dict[str, set[str]] = {}
+    for group in plan.groups:
+        for gpu in group.gpus:
+            found.setdefault(gpu.rsplit("/", 1)[0], set()).add(group.id)
+    return {node: frozenset(groups) for node, groups in found.items()}
+
+
+def dark_nodes(groups: Mapping[str, frozenset[str]], up: Mapping[str, bool]) -> frozenset[str]:
+    """Nodes of which no group answers; groups that nobody has asked about yet are not counted as lost."""
+    return frozenset(node for node, names in groups.items() if not any(up.get(name, True) for name in names))
 
 
 def turns(before: CoordinatorConfig, now: CoordinatorConfig) -> Iterator[Told]:

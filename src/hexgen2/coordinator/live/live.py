@@ -13,7 +13,15 @@ import aiohttp
 from hexgen2.coordinator.config import CoordinatorConfig
 from hexgen2.coordinator.fleet import Fleet
 from hexgen2.coordinator.kv_totals import KvTotals, kv_transfer_totals
-from hexgen2.coordinator.live.events import EventLog, Told, changes, turns
+from hexgen2.coordinator.live.events import (
+    EventLog,
+    Told,
+    changes,
+    dark_nodes,
+    groups_by_node,
+    node_changes,
+    turns,
+)
 from hexgen2.coordinator.live.history import History, Sample
 from hexgen2.coordinator.live.reading import SAMPLES, read
 from hexgen2.coordinator.metrics import Metrics
@@ -46,6 +54,8 @@ class Live:
         self._config = config
         self._seen = config()
         self._lives: dict[str, int] = {}
+        self._nodes: tuple[Plan | None, Mapping[str, frozenset[str]]] = (None, {})  # of the plan seen last
+        self._dark: frozenset[str] = frozenset()
         self._looked_s = float("-inf")
         self._asked_s = float("-inf")
         self._kv: deque[tuple[float, Mapping[str, KvTotals]]] = deque()
@@ -91,10 +101,19 @@ class Live:
             reasons = {group: engine.reason for group, engine in engines.items()}
             new = {group: engine.lives - self._lives.get(group, 0) for group, engine in engines.items()}
             found += changes(before, reading, reasons, new)
+        dark = dark_nodes(self._groups_by_node(), reading.up)
+        found += node_changes(self._dark, dark)
+        self._dark = dark
         self._lives = {group: engine.lives for group, engine in engines.items()}
         for told in found:
             self.events.add(told, sample.seq, at)
         return sample
+
+    def _groups_by_node(self) -> Mapping[str, frozenset[str]]:
+        plan = self.plan()
+        if plan is not self._nodes[0]:
+            self._nodes = (plan, {} if plan is None else groups_by_node(plan))
+        return self._nodes[1]
 
     def kv_bytes_per_s(self) -> dict[str, float]:
         """KV cache bytes/s that each group received over the last `KV_SPAN_S`; nothing while nobody looks."""
