@@ -59,9 +59,12 @@ class NodeWatch:
                 continue
             self.places = places(self._cluster, nodes, self._own)
             there = {node.id for node in nodes}
-            for node in list(self._doubted.values()):
-                if node.id not in there or await self._answers(node):
-                    del self._doubted[node.id]  # what Ray knows to be dead needs no doubt
+            # What Ray knows to be dead needs no doubt.
+            doubted = [node for node in self._doubted.values() if node.id in there]
+            answers = await asyncio.gather(*map(self._answers, doubted))
+            trusted = {node.id for node, answered in zip(doubted, answers, strict=True) if answered}
+            for node_id in [one for one in self._doubted if one in trusted or one not in there]:
+                del self._doubted[node_id]
 
     async def _answers(self, node: RayNode) -> bool:
         try:
