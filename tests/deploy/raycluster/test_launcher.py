@@ -106,7 +106,7 @@ async def test_processes_run_on_their_nodes_with_what_they_claim_and_give_it_bac
             device, carried, job, *files = log.read_text().split(maxsplit=3)
             assert device in ("0", "1"), "Ray chooses among GPUs that are alike"
             assert (carried, job, *files) == ("yes", "None", "['x.json']\n")
-            assert "starting" in (tmp_path / "run" / "e3.log").read_text()
+            await until(lambda: "starting" in (tmp_path / "run" / "e3.log").read_text(), 10)
             assert len(family.alive()) == 7
         assert not family.alive()
         await until(lambda: here.left("a")["GPU"] == 2.0 and here.left("c")["CPU"] == 1.0, 10)
@@ -134,7 +134,7 @@ async def test_a_group_over_two_nodes_dies_and_starts_as_a_whole(
             await launcher.start_group("e0")
             await launcher.wait_ready(60, groups=("e0",))
             assert launcher.log_of("e0").name == "e0.again1.log"
-            assert "starting" in launcher.log_of("e0").read_text()
+            await until(lambda: "starting" in launcher.log_of("e0").read_text(), 10)
             await until(lambda: len(family.alive()) == 4, 10)
     assert not family.alive()
 
