@@ -20,8 +20,9 @@ HERE = Path(__file__).parent
 
 def missing() -> str | None:
     """Why there is no browser to test with."""
-    if find_spec("playwright") is None:
-        return "playwright is not installed (it is in the extra dev)"
+    for name in ("playwright", "axe_playwright_python"):
+        if find_spec(name) is None:
+            return f"{name.replace('_', '-')} is not installed (it is in the extra dev)"
     if CHROMIUM is None:
         return "there is no Chromium on this machine (tools/install_chromium.sh installs Debian's)"
     return None

@@ -82,6 +82,13 @@ class Watched:
         found: dict[str, Any] = await self.page.evaluate(MEASURE)
         return found
 
+    async def barriers(self) -> list[str]:
+        """What axe-core finds that people with disabilities would stumble over: rule, and where."""
+        from axe_playwright_python.async_playwright import Axe
+
+        found = (await Axe().run(self.page)).response
+        return [f"{rule['id']}: {node['html']}" for rule in found["violations"] for node in rule["nodes"]]
+
     async def tabbed(self) -> list[dict[str, Any]]:
         """Everything that Tab reaches, from the beginning to where it starts again."""
         found: list[dict[str, Any]] = []

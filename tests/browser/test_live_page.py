@@ -69,6 +69,7 @@ async def test_nothing_is_cut_off_or_lies_over_something_else(
         await watched.page.locator("summary").click()
         found = await watched.measured()
         ground = await watched.page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert await watched.barriers() == []
     assert found["scroll"] <= width
     for fault in FAULTS:
         assert found[fault] == [], f"{fault}: {found[fault]}"
@@ -124,6 +125,7 @@ async def test_a_lost_engine_is_an_event_and_so_is_its_return(service: Service, 
         assert "down" in await page.locator("#groups tr", has_text="d3").inner_text()
         await service.revive("d3", port)
         await page.wait_for_selector("#events .kind.up")
+        assert await watched.barriers() == []
     assert watched.complaints == []
 
 

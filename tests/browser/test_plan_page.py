@@ -65,6 +65,16 @@ async def test_nothing_is_cut_off_or_lies_over_something_else(
     assert len(watched.loaded) == 1, "it loads nothing but itself"
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_it_puts_no_barrier_in_the_way(
+    scheme: str, plans: dict[str, Plan], tmp_path: Path, browser: Browser
+) -> None:
+    async with opened(browser, written(plans["routes"], tmp_path), scheme=scheme) as watched:
+        for summary in await watched.page.locator("summary").all():
+            await summary.click()
+        assert await watched.barriers() == []
+
+
 async def test_all_of_it_can_be_opened_by_keyboard(
     plans: dict[str, Plan], tmp_path: Path, browser: Browser
 ) -> None:
