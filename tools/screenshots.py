@@ -42,6 +42,8 @@ WORKLOAD, RPS = "hphd", 3.5
 LOST, LOST_S, RETURNS_S = "d3", 75.0, 40.0
 """The group that is lost, and how many seconds before the end that is and it returns."""
 DESK = 1240
+TOP = 1290
+"""Height of the part of the live page that is shown by itself: figures, pictures, charts."""
 COLOURS = 256
 """A picture of a page has few colours; with a palette its file is a third as large."""
 
@@ -101,9 +103,16 @@ async def taken(browser: Browser, url: str, name: str, width: int, scheme: str, 
         await watched.page.wait_for_timeout(3000)
         shot = await watched.page.screenshot(full_page=True)
     assert not watched.complaints, watched.complaints
-    picture = Image.open(io.BytesIO(shot)).convert("RGB").quantize(COLOURS, Image.Quantize.MAXCOVERAGE)
+    picture = Image.open(io.BytesIO(shot)).convert("RGB")
+    written(picture, name)
+    if name == "live":
+        written(picture.crop((0, 0, picture.width, TOP)), "live-top")
+
+
+def written(picture: Image.Image, name: str) -> None:
+    """The picture as docs/images/NAME.png."""
     path = IMAGES / f"{name}.png"
-    picture.save(path, optimize=True)
+    picture.quantize(COLOURS, Image.Quantize.MAXCOVERAGE).save(path, optimize=True)
     print(f"{path.relative_to(ROOT)}: {picture.width} x {picture.height}, {path.stat().st_size / 1000:.0f} kB")
 
 

@@ -92,6 +92,11 @@ async def test_a_controller_runs_beside_a_service(
         dead = True
         await until(lambda: served.coordinator.config.engine(lost).share == 0, within_s=30)
         decision = json.loads((tmp_path / "decisions.jsonl").read_text().splitlines()[0])
+        live = served.coordinator.live
+        await until(lambda: live.plan() is not plan, within_s=30)
+        live.sample()
+        shown = {event.kind for event in live.events.since(0)}
+    assert {"down", "plan", "routes"} <= shown
     assert decision["action"] in ("routes", "flip")
     assert decision["numbers"]["down"] == [lost]
     assert "engines came or went" in told.getvalue()
