@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from testbed_calibrate import calibrate, measure_links
-from testbed_clusters import CALIBRATED_AS, COMPUTE_BOUND, LINK_BOUND, MODEL, WORKLOAD, cost_model
+from testbed_clusters import CALIBRATED_AS, COMPUTE_BOUND, LINK_BOUND, MAX_BATCH, MODEL, WORKLOAD, cost_model
 from testbed_compare import IN_FLIGHT, compare, flood
 from testbed_fleet import serving
 from testbed_plans import best_equal, round_robin
@@ -47,7 +47,7 @@ from hexgen2.specs.cluster import Cluster
 from hexgen2.specs.errors import InputError
 from hexgen2.specs.plan import Plan
 
-GRID = Grid(longest=560, tokens=5000, batch=32, repeats=3)
+GRID = Grid(longest=560, tokens=8000, batch=MAX_BATCH, repeats=3)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from hexgen2.calibrate.handoff import measure_handoff
 from hexgen2.calibrate.live import fit_live
 from hexgen2.calibrate.local import layout_of
 from hexgen2.cost import Efficiencies
-from hexgen2.deploy.testbed import Bed
+from hexgen2.deploy.testbed import Bed, cores_of
 from hexgen2.specs.cluster import Cluster, parse_cluster
 from hexgen2.specs.gpu import GpuType
 from hexgen2.specs.plan import Plan, Role
@@ -56,7 +57,23 @@ def calibrate(kinds: Mapping[str, Role], grid: Grid, folder: Path, tell: Tell) -
     plan = equal_plan(where, roles, WORKLOAD, cost_model(Efficiencies()))
     with Bed(where) as bed:
         measured = asyncio.run(_measure(bed, plan, grid, folder, tell))
-    return {kind.name: (points, fit_live(kind, points)) for kind, points in measured.items()}
+    fits = {kind: fit_live(kind, points) for kind, points in measured.items()}
+    return {
+        kind.name: (points, _with_handoff(kind, fits[kind], points, fits)) for kind, points in measured.items()
+    }
+
+
+def _with_handoff(kind: GpuType, fit: Fit, points: list[Measured], fits: Mapping[GpuType, Fit]) -> Fit:
+    """What taking over a KV cache costs a type on which it was not measured: in proportion to the processor, as
+    on the first one where it was. Else the planner would take it to cost nothing."""
+    if any(one.phase == "handoff" for one in points):
+        return fit
+    for other, known in fits.items():
+        if known.efficiency.handoff_overhead_s:
+            seconds = known.efficiency.handoff_overhead_s * cores_of(other) / cores_of(kind)
+            changed = fit.efficiency.model_copy(update={"handoff_overhead_s": seconds})
+            return replace(fit, efficiency=changed)
+    return fit
 
 
 async def _measure(bed: Bed, plan: Plan, grid: Grid, folder: Path, tell: Tell) -> dict[GpuType, list[Measured]]:

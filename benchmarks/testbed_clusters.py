@@ -19,16 +19,20 @@ WORKLOAD = "lpld"
 BLOCK = 32
 """Tokens of a KV block of an engine on a CPU."""
 
-CORES = {"cpu-50": 0.5, "cpu-35": 0.35, "cpu-20": 0.2}
+CORES = {"cpu-70": 0.7, "cpu-35": 0.35, "cpu-20": 0.2}
 """Parts of a core. The sum over a cluster leaves enough of two cores for the coordinator and the client."""
 
-CALIBRATED_AS: Mapping[str, Role] = {"cpu-50": "colocated", "cpu-35": "decode", "cpu-20": "colocated"}
+CALIBRATED_AS: Mapping[str, Role] = {"cpu-70": "colocated", "cpu-35": "decode", "cpu-20": "colocated"}
 """The engine that a type is measured with, as it is used: one that hands KV caches on has NIXL in it, which
 takes a few percent of a core at all times."""
 
 MEMORY_GIB = 0.28
 """What an engine may fill, so that its KV cache is within `EngineOptions.cpu_kv_cache_limit`."""
 
+
+MAX_BATCH = 16
+"""Sequences that an engine runs at once. More would serve a little more, but then a request takes ten seconds
+and a run of half a minute never comes to a steady state."""
 
 PEAK = 2.0
 """FLOP/s of a core beside the catalog's, which are what a benchmark got, not the most that it can do."""
@@ -78,7 +82,7 @@ LINK_BOUND = cluster(
 )
 """Four equal devices, two fast links; a KV cache takes 1.2 s on the others."""
 
-COMPUTE_BOUND = cluster("compute-bound", {"a": "cpu-50", "b": "cpu-50", "c": "cpu-20", "d": "cpu-20"}, gbps=0.4)
+COMPUTE_BOUND = cluster("compute-bound", {"a": "cpu-70", "b": "cpu-20", "c": "cpu-20", "d": "cpu-20"}, gbps=0.4)
 """Unlike devices, links that are fast enough."""
 
 
@@ -88,4 +92,4 @@ def served_model() -> Model:
 
 
 def cost_model(efficiencies: Efficiencies) -> CostModel:
-    return CostModel(served_model(), efficiencies, Settings(block_size=BLOCK))
+    return CostModel(served_model(), efficiencies, Settings(block_size=BLOCK, max_batch=MAX_BATCH))

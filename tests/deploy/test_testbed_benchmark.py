@@ -92,19 +92,17 @@ def test_round_robin_knows_neither_shares_nor_load() -> None:
     assert blind.limits.load_correction == 0
 
 
-def test_the_best_equal_split_keeps_to_fast_links_as_far_as_it_can() -> None:
-    """Four devices, a and c joined well, b and d too: with two prefill and two decode groups half of the
-    requests cross fast links; every other split has fewer."""
+@pytest.mark.parametrize("colocated", [False, True])
+def test_the_best_equal_split_uses_links_only_where_it_has_to(colocated: bool) -> None:
+    """Four equal devices behind slow links: colocated groups where they may be chosen, else every device is in one
+    of the two roles."""
     from testbed_clusters import LINK_BOUND, WORKLOAD, cost_model
     from testbed_plans import best_equal
 
-    plan = best_equal(LINK_BOUND, WORKLOAD, cost_model(Efficiencies()), colocated=False)
-    pairs = {
-        frozenset(plan.group_by_id[end].gpus[0][0] for end in (route.source, route.target))
-        for route in plan.routes
-    }
-    assert len(plan.routes) == 4
-    assert {frozenset("ac"), frozenset("bd")} <= pairs
+    plan = best_equal(LINK_BOUND, WORKLOAD, cost_model(Efficiencies()), colocated=colocated)
+    assert sorted(group.gpus[0] for group in plan.groups) == ["a/0", "b/0", "c/0", "d/0"]
+    roles = {group.role for group in plan.groups}
+    assert roles == ({"colocated"} if colocated else {"prefill", "decode"})
 
 
 def test_the_beds_leave_processor_for_the_coordinator_and_the_client() -> None:
