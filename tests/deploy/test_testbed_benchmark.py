@@ -94,8 +94,8 @@ def test_round_robin_knows_neither_shares_nor_load() -> None:
 
 @pytest.mark.parametrize("colocated", [False, True])
 def test_the_best_equal_split_uses_links_only_where_it_has_to(colocated: bool) -> None:
-    """Four equal devices behind slow links: colocated groups where they may be chosen, else every device is in one
-    of the two roles."""
+    """Four equal devices behind slow links: colocated groups where those may be chosen, else each device is in
+    one of the two roles."""
     from testbed_clusters import LINK_BOUND, WORKLOAD, cost_model
     from testbed_plans import best_equal
 
