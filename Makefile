@@ -16,11 +16,12 @@ lint: venv
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 
-# The tests on a Ray cluster share one, so they stay in one process (loadgroup).
+# The tests on a Ray cluster share one, so they stay in one process.
 # NIXL crashes beside OR-Tools in one process, so the KV connector's tests run by themselves.
 unit: venv
-	$(PY) -m pytest -q -n 2 --dist loadgroup -m "not engine and not slow" --ignore tests/vllm_plugin/kv_connector
+	$(PY) -m pytest -q -n 2 -m "not engine and not slow and not ray" --ignore tests/vllm_plugin/kv_connector
 	$(PY) -m pytest -q -m "not engine and not slow" tests/vllm_plugin/kv_connector
+	$(PY) -m pytest -q -m "ray and not engine and not slow"
 
 engine: venv
 	HEXGEN2_ENGINE_REQUIRED=1 $(PY) -m pytest -q -m "engine and not slow" --timeout 900

@@ -21,7 +21,7 @@ from hexgen2.cli.serving import Options, Served, serving
 from hexgen2.specs.plan import load_plan
 from hexgen2.specs.workload import Lengths
 
-pytestmark = pytest.mark.xdist_group("ray")
+pytestmark = pytest.mark.ray
 
 CLUSTER = f"""
 name: unlike

@@ -22,7 +22,7 @@ from tests.deploy.builders import cluster, group, plan
 from tests.unlike_nodes import HOSTS, UnlikeNodes
 from tests.waiting import until
 
-pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.xdist_group("ray")]
+pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.ray]
 
 
 async def more(load: Load, count: int = 12) -> None:

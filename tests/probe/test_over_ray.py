@@ -106,7 +106,7 @@ def test_names_are_made_unique() -> None:
     assert unique(["a", "a", "a-2", "b", "a"]) == ["a", "a-2", "a-2-2", "b", "a-3"]
 
 
-@pytest.mark.xdist_group("ray")
+@pytest.mark.ray
 def test_unlike_nodes_are_described_and_their_links_measured(unlike_nodes: UnlikeNodes) -> None:
     told: list[str] = []
     with connected(unlike_nodes.address) as ray:

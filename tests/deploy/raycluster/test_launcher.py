@@ -26,7 +26,7 @@ from tests.waiting import until
 from ..builders import cluster
 from ..family import Family, deployment
 
-pytestmark = pytest.mark.xdist_group("ray")
+pytestmark = pytest.mark.ray
 
 CLUSTER = cluster(
     {"name": "a", "gpu": "L40", "count": 2},
