@@ -237,18 +237,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         load_before = os.getloadavg()[0]
         profile = calibrated(arguments)
         cost = cost_model(load_efficiencies([str(profile)]))
-        settings = [one for one in SETTINGS if arguments.only in (None, one.name)]
-        results = [run(setting, cost, arguments) for setting in settings]
+        today = datetime.datetime.now(datetime.UTC).date().isoformat()
+        head = {"date": today, "machine": machine(), "load_before": load_before, "profile": str(profile)}
+        print(f"{today}, {machine()}, load average before {load_before:.1f}, profile {profile}")
+        results = []
+        for setting in SETTINGS:
+            if arguments.only in (None, setting.name):
+                results.append(run(setting, cost, arguments))
+                show(results[-1])
+                if arguments.json:  # after each: the next may be interrupted
+                    arguments.json.write_text(json.dumps({**head, "settings": results}, indent=1) + "\n")
     except InputError as error:
         print(f"benchmarks/testbed.py: {error}", file=sys.stderr)
         return 2
-    today = datetime.datetime.now(datetime.UTC).date().isoformat()
-    print(f"{today}, {machine()}, load average before {load_before:.1f}, profile {profile}")
-    for result in results:
-        show(result)
-    if arguments.json:
-        head = {"date": today, "machine": machine(), "load_before": load_before, "profile": str(profile)}
-        arguments.json.write_text(json.dumps({**head, "settings": results}, indent=1) + "\n")
     return 0
 
 
