@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hexgen2.specs.routing import Path, SmoothRouter, engine_load, load_factor, places
+from hexgen2.specs.routing import Path, SmoothRouter, ahead, engine_load, load_factor, places
 
 shares = st.lists(st.integers(1, 100), min_size=1, max_size=8).map(lambda w: [x / sum(w) for x in w])
 loads = st.dictionaries(st.sampled_from([f"d{i}" for i in range(8)]), st.floats(0, 50), max_size=8)
@@ -184,3 +184,10 @@ def test_routes_to_one_engine_keep_their_proportions_with_one_place_free_at_a_ti
     for turn in range(400):
         taken[router.choose(only({f"d{turn % 2}"}), {}, (), everywhere)] += 1
     assert [taken[path] for path in router.paths] == [140, 60, 80, 120]
+
+
+def test_prompts_under_way_have_places_beside_those_of_the_engine() -> None:
+    paths = [Path("p0", "d0", 0.25), Path("p0", "d1", 0.25), Path("p1", "d1", 0.3), Path(None, "c0", 0.2)]
+    found = ahead(paths, {"p0": 20, "p1": 7, "d0": 4, "d1": 4, "c0": 9})
+    assert found == {"d0": 10, "d1": 17}
+    assert ahead([Path("p0", "d0", 0.0)], {"p0": 8, "d0": 8}) == {}

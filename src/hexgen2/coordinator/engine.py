@@ -37,6 +37,7 @@ class Engine:
     endpoint: EngineEndpoint
     places_factor: float = 1.0
     kv_full: float = 1.0
+    ahead: int = 0  # requests that prefill engines may have under way for it
     up: bool = False
     reason: str = "not yet asked"
     in_flight: int = 0
@@ -87,7 +88,7 @@ class Engine:
     @property
     def places(self) -> int:
         """Requests that may be bound for it at once."""
-        return places(self.batch, self.places_factor)
+        return places(self.batch, self.places_factor) + self.ahead
 
     @property
     def kv_is_full(self) -> bool:

@@ -15,7 +15,7 @@ from hexgen2.coordinator.engine import Engine
 from hexgen2.coordinator.errors import EngineFailure, no_path
 from hexgen2.coordinator.prefixes import PrefixIndex
 from hexgen2.specs.classes import RequestSize
-from hexgen2.specs.routing import ClassRouter, Path, SmoothRouter
+from hexgen2.specs.routing import ClassRouter, Path, SmoothRouter, ahead
 
 log = logging.getLogger(__name__)
 
@@ -143,6 +143,9 @@ class Fleet:
             Path(None, e.group_id, e.share, e.class_shares) for e in config.engines if e.role == "colocated"
         ]
         pairs = [Path(route.prefill, route.decode, route.share, route.class_shares) for route in config.routes]
+        coming = ahead(pairs, {group: engine.batch for group, engine in self.engines.items()})
+        for group, engine in self.engines.items():
+            engine.ahead = coming.get(group, 0)
         by_decode: dict[str, float] = {}
         for route in config.routes:
             by_decode[route.decode] = by_decode.get(route.decode, 0.0) + route.share

@@ -19,7 +19,7 @@ from hexgen2.simulator.result import SimulationResult, summarise
 from hexgen2.simulator.sequence import Sequence
 from hexgen2.specs.classes import RequestSize
 from hexgen2.specs.plan import Group, Plan, Slo
-from hexgen2.specs.routing import ClassRouter, Path, SmoothRouter, engine_load, places
+from hexgen2.specs.routing import ClassRouter, Path, SmoothRouter, ahead, engine_load, places
 
 PROGRESS_EVERY = 500
 """Requests between two calls of the progress function."""
@@ -82,7 +82,8 @@ class _Simulation:
         # and for the one that computes its prompt until that is done.
         self._bound_for = {group.id: 0 for group in plan.groups}
         self._max_batch = {group.id: group.max_batch for group in plan.groups}
-        self._places = {group.id: places(group.max_batch) for group in plan.groups}
+        coming = ahead(paths, self._max_batch)
+        self._places = {group.id: places(group.max_batch) + coming.get(group.id, 0) for group in plan.groups}
         self._held: dict[tuple[SmoothRouter, ...], deque[Sequence]] = {}
         self._sequences = [
             Sequence(number, inputs, outputs, arrival)
