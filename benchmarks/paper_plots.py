@@ -41,6 +41,7 @@ mpl.use("svg")
 from matplotlib import pyplot as plt
 
 mpl.rcParams["svg.hashsalt"] = "paper"
+mpl.rcParams["svg.fonttype"] = "none"
 
 BARS = ("ours", "ours-vllm", "paper", "hexgen", "colocated")
 SHOWN = (*MIXED, "mixed-5")

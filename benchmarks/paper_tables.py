@@ -64,11 +64,14 @@ def report(rows: Rows) -> str:
 def refreshed(page: str, rows: Rows) -> str:
     """A page with its tables made anew: what stands between ``<!-- paper.py: NAME -->`` and ``<!-- end -->``.
 
-    NAME is a key of `SECTIONS`; a table of which there are no rows stays as it is.
+    NAME is a key of `SECTIONS`; a table of which there are no rows stays as it is. Its plot comes before it.
     """
 
     def table_of(match: re.Match[str]) -> str:
-        text = SECTIONS[match["name"]][1](rows)
+        title, make = SECTIONS[match["name"]]
+        text = make(rows)
+        if text and match["name"] in PLOTS:
+            text = f"![{title}](images/paper-{PLOTS[match['name']]}.svg)\n\n{text}"
         return f"{match['head']}\n{text}\n{match['foot']}" if text else match[0]
 
     return re.sub(
@@ -284,6 +287,15 @@ SECTIONS: dict[str, tuple[str, Callable[[Rows], str]]] = {
     "links": ("Faster and slower links", links),
 }
 """Titles and makers of the tables, by the name that pages call them."""
+PLOTS = {
+    "throughput": "throughput",
+    "assumptions": "assumptions",
+    "prices": "price",
+    "latencies": "deadlines",
+    "ablations": "ablation",
+    "links": "links",
+}
+"""The plot (of paper_plots) that shows what a table says."""
 
 
 def table(head: Sequence[str], lines: Sequence[Sequence[object]]) -> str:

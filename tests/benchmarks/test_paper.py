@@ -186,6 +186,7 @@ def test_a_page_gets_its_tables_and_keeps_its_words(script: Script) -> None:
     assert found.startswith("Before.\n")
     assert "After.\n<!-- paper.py: links -->\nkept\n<!-- end -->\n" in found
     assert tables.refreshed(found, rows) == found
+    assert found.count("](images/paper-throughput.svg)") == 1
 
 
 def test_rows_are_json(script: Script) -> None:
