@@ -269,7 +269,7 @@ def links(rows: Rows) -> str:
     for case in dict.fromkeys((case.system, case.model, case.load) for case in link_cases()):
         system, model, load = case
         shown = [figure_of(rows, Case(system, MIXED[0], model, load, links=scale)) for scale in LINK_SCALES]
-        if any(shown):
+        if sum(value is not None for value in shown) > 1:
             lines.append([model, load, SYSTEMS[system].says, *(_number(value) for value in shown)])
     return table(["model", "load", "system", *(f"links × {scale:g}" for scale in LINK_SCALES)], lines)
 
