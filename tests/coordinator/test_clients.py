@@ -105,3 +105,15 @@ async def test_curl(pair: Stand, tmp_path: Path) -> None:
     assert (code, json.loads(text)["choices"][0]["text"]) == (0, expected("a", 2))
     code, text = await curl(pair.url + "/v1/models/none", "-w", "%{http_code}")
     assert (code, text[-3:]) == (0, "404")
+
+
+async def test_a_client_of_http_1_0_gets_a_stream_without_chunks(pair: Stand) -> None:
+    body = json.dumps({"model": MODEL, "prompt": "a b", "max_tokens": 20, "stream": True}).encode()
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(pair.url.rsplit(":", 1)[1]))
+    writer.write(b"POST /v1/completions HTTP/1.0\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+    head, _, text = (await asyncio.wait_for(reader.read(), 10)).partition(b"\r\n\r\n")
+    writer.close()
+    assert b"chunked" not in head.lower()
+    events = parse_events(text.decode())
+    assert text_of(events) == expected("a b", 20)
+    assert events[-1] == "[DONE]"

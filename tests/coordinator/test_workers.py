@@ -13,14 +13,16 @@ from typing import Any
 import aiohttp
 import psutil
 import pytest
+import trustme
 
-from hexgen2.coordinator import ApiKeys, Limits, RouteShare
+from hexgen2.coordinator import ApiKeys, Coordinator, Limits, RouteShare, Tls
 from hexgen2.coordinator.workers import listening, pool
 from hexgen2.deploy import free_ports
 from hexgen2.emulator import EmulatorConfig, LinearTiming
 from tests.waiting import until, until_answered
 
 from .conftest import MODEL, QUICK, Stand, expected, parse_events, running, text_of
+from .test_security import trusting, version, write
 
 SLOW = EmulatorConfig(timing=LinearTiming(step_base_s=0.02))
 PAIRS = {"p0>d0": 0.75, "p0>d1": 0.25}
@@ -217,6 +219,36 @@ async def test_sigterm_drains_the_whole_tree(tmp_path: Path) -> None:
         assert text.endswith("data: [DONE]\n\n")
         assert await asyncio.wait_for(process.wait(), 15) == 0
         assert not any(map(psutil.pid_exists, family))
+
+
+async def test_clients_that_leave_free_their_places() -> None:
+    async with running({"p0>d0": 1.0}, emulator=SLOW, workers=2) as stand:
+        streams = [asyncio.create_task(ask(stand, max_tokens=2000)) for _ in range(12)]
+        await until(lambda: stand.engines["d0"].core.generation_tokens_total > 24)
+        for stream in streams:
+            stream.cancel()
+        await until(lambda: nothing_held(stand))
+        await until(lambda: not stand.engines["d0"].core.running)
+        assert min(await by_worker(stand)) > 0
+        assert await stand.metric("hexgen2:requests_cancelled_total") == 12
+
+
+async def test_https_and_a_new_certificate_in_all_workers(tmp_path: Path) -> None:
+    old, new = trustme.CA(), trustme.CA()
+    async with running({"c0": 1.0}) as stand:
+        tls = Tls(*write(tmp_path, old))
+        async with Coordinator(stand.coordinator.config, tls=tls, workers=2).running() as door:
+            assert door.url.startswith("https://")
+            assert {await version(door.url, trusting(old)) for _ in range(6)} == {200}
+            write(tmp_path, new)
+            door.reload()
+
+            async def all_show_the_new_one() -> bool:
+                with contextlib.suppress(aiohttp.ClientError):
+                    return {await version(door.url, trusting(new)) for _ in range(6)} == {200}
+                return False
+
+            await until_answered(all_show_the_new_one)
 
 
 def test_a_port_that_is_taken_is_not_shared() -> None:
