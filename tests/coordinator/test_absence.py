@@ -47,6 +47,23 @@ async def test_requests_wait_for_an_engine_that_comes_back(told: bool, workers: 
                 assert text_of(await stream) == expected(f"request {number}", 5)
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_a_lost_stream_waits_longer_for_an_engine_that_is_being_restarted(workers: int) -> None:
+    """Longer than without that word: its only engine is back when the other limit has long run out."""
+    slow = EmulatorConfig(timing=LinearTiming(step_base_s=0.02))
+    limits = HOLD.model_copy(update={"engine_wait_s": 0.6})
+    async with running({"c0": 1.0}, emulator=slow, limits=limits, workers=workers) as stand:
+        stream = asyncio.create_task(stand.stream("a b", max_tokens=30))
+        await until(lambda: stand.engines["c0"].core.generation_tokens_total > 5)
+        port = await take_out(stand, "c0")
+        stand.coordinator.engine_ended("c0")
+        stand.coordinator.engine_restarts("c0")
+        await asyncio.sleep(2.5)
+        await stand.engines["c0"].stop()
+        async with EmulatedEngine(stand.engines["c0"].config).running(port):
+            assert text_of(await stream) == expected("a b", 30)
+
+
 @pytest.mark.parametrize(
     ("told", "wait_s"), [(False, 20.0), (None, 0.0)], ids=["given-up", "nobody-says-and-no-time"]
 )

@@ -133,6 +133,12 @@ class Limits(_Frozen):
         description="how long a request whose engine was lost, or that comes while none is up, waits for "
         "one to come up, in seconds",
     )
+    restart_wait_s: float = Field(
+        default=300.0,
+        ge=0,
+        description="the same for a request whose engine was lost, while an engine is being started again and "
+        "whoever runs it says so",
+    )
     unhealthy_after: int = Field(
         default=3,
         ge=1,

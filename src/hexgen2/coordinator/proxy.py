@@ -29,6 +29,8 @@ from hexgen2.specs.routing import Path
 
 log = logging.getLogger(__name__)
 
+_STEP_S = 1.0
+
 REPORT_HEADER = "X-Hexgen2-Report"
 
 
@@ -146,10 +148,21 @@ class Proxy:
     async def _wait_for_path(self, exchange: Exchange) -> Path | None:
         """A path for a request that was lost, once there is one; None where engines stay away too long."""
         want = Want(one_engine=exchange.sent.obstacle is not None, size=self._size(exchange.request))
+        clock = asyncio.get_running_loop().time
+        since = clock()
         while not await self._desk.elsewhere(exchange.place, want, exchange.failed_paths):
-            if not await self._desk.wait_for_change(self._config.limits.engine_wait_s):
+            # In steps: that an engine is being started again may be said while this waits.
+            if await self._desk.wait_for_change(min(self._config.limits.engine_wait_s, _STEP_S)):
+                since = clock()
+            elif clock() - since >= self._patience_s():
                 return None
         return exchange.place.path
+
+    def _patience_s(self) -> float:
+        """How long a request that was lost waits for engines."""
+        limits = self._config.limits
+        returns = any(engine.returning for engine in self._desk.engines.values())
+        return limits.restart_wait_s if returns else limits.engine_wait_s
 
     async def _finish(self, exchange: Exchange) -> web.StreamResponse:
         """Close a stream whose last token was sent before its engine was lost."""

@@ -166,7 +166,7 @@ class Link:
 def table(engines: Mapping[str, Engine], by_class: bool) -> Message:
     """The engines as a worker needs to know them."""
     rows = [
-        [engine.endpoint.model_dump(), engine.up, engine.reason, engine.lives, engine.max_model_len]
-        for engine in engines.values()
+        [e.endpoint.model_dump(), e.up, e.reason, e.lives, e.max_model_len, e.returning]
+        for e in engines.values()
     ]
     return ["engines", rows, by_class]

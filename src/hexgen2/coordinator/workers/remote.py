@@ -65,13 +65,13 @@ class RemoteDesk:
         """The engines as they are now."""
         self.by_class = by_class
         rose, named = False, set()
-        for given, up, reason, lives, length in rows:
+        for given, up, reason, lives, length, returning in rows:
             endpoint = EngineEndpoint.model_validate(given)
             engine = self.engines.setdefault(endpoint.group_id, Engine(endpoint))
             # Other roles are other paths: who waits for one looks again.
             rose = rose or (up and not engine.up) or engine.endpoint.role != endpoint.role
             engine.endpoint, engine.up, engine.reason = endpoint, up, reason
-            engine.lives, engine.max_model_len = lives, length
+            engine.lives, engine.max_model_len, engine.returning = lives, length, returning
             named.add(endpoint.group_id)
         for group in set(self.engines).difference(named):
             del self.engines[group]
