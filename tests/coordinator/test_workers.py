@@ -45,6 +45,19 @@ async def by_worker(stand: Stand) -> list[float]:
     return [await stand.metric("hexgen2:worker_requests_total", worker=str(place)) for place in range(2)]
 
 
+async def settled(stand: Stand) -> None:
+    """A worker tells what became of a request when its answer has been sent: the end of it comes last."""
+    workers = stand.coordinator.workers
+    assert workers is not None
+    await until(lambda: not any(link.serving for link in workers.links))
+
+
+def holds_of(stand: Stand) -> int:
+    """What the owner keeps for its workers' requests."""
+    assert stand.coordinator.workers is not None
+    return sum(link.holds for link in stand.coordinator.workers.links)
+
+
 def nothing_held(stand: Stand) -> bool:
     engines = stand.coordinator.fleet.engines.values()
     return all(e.placed == 0.0 == e.in_flight and e.held == 0 and e.gate.inside == 0 for e in engines)
@@ -54,6 +67,7 @@ async def test_shares_and_metrics_are_those_of_one() -> None:
     async with running(PAIRS, workers=2) as stand:
         answers = await asyncio.gather(*(ask(stand, f"request {n}", max_tokens=5) for n in range(80)))
         assert all(whole(events, f"request {n}", 5) for n, (_, events) in enumerate(answers))
+        await settled(stand)
         assert min(await by_worker(stand)) > 10
         routed = [await stand.metric("hexgen2:route_requests_total", target=name) for name in ("d0", "d1")]
         assert sum(routed) == 80
@@ -130,6 +144,7 @@ async def test_engines_that_die_and_others_that_come_reach_all_workers() -> None
         stand.engines["d0"].kill()
         answers = await asyncio.gather(*streams)
         assert all(whole(events, f"request {n}", 40) for n, (_, events) in enumerate(answers))
+        await settled(stand)
         assert await stand.metric("hexgen2:migrations_total") >= 2
         assert await stand.metric("hexgen2:engine_failures_total", group="d0") >= 2
         # Another config: everything to d1.
@@ -229,8 +244,17 @@ async def test_clients_that_leave_free_their_places() -> None:
             stream.cancel()
         await until(lambda: nothing_held(stand))
         await until(lambda: not stand.engines["d0"].core.running)
+        await settled(stand)
         assert min(await by_worker(stand)) > 0
         assert await stand.metric("hexgen2:requests_cancelled_total") == 12
+        # Some leave before the owner has even begun to look for a place.
+        for _ in range(20):
+            streams = [asyncio.create_task(ask(stand, max_tokens=2000)) for _ in range(10)]
+            await asyncio.sleep(0.002)
+            for stream in streams:
+                stream.cancel()
+        await until(lambda: nothing_held(stand))
+        await until(lambda: holds_of(stand) == 0)
 
 
 async def test_https_and_a_new_certificate_in_all_workers(tmp_path: Path) -> None:

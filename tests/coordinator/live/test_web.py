@@ -135,6 +135,8 @@ async def test_with_several_workers_it_knows_of_all_requests(pair: Stand) -> Non
                 headers={**pair.headers, "Connection": "close"},
             ) as response:
                 assert response.status == 200
+        # A worker tells of an answer when it has been sent.
+        await until(lambda: door.workers is not None and not any(one.serving for one in door.workers.links))
         door.live.sample()
         async with pair.http.get(door.url + STATE) as response:
             assert response.status == 401

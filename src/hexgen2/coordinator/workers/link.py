@@ -38,6 +38,11 @@ class Link:
         self.serving = 0
         self.unanswered = 0  # pings in a row
 
+    @property
+    def holds(self) -> int:
+        """Places and slots that the worker has or waits for."""
+        return len(self._holds)
+
     def ping(self) -> None:
         self.unanswered += 1
         self.wire.send("ping")
@@ -67,7 +72,12 @@ class Link:
             self.wire.send("failed", id_, error_out(EngineFailure("down", group, "it is taken out of service")))
 
     def _begin(self, id_: int, scope: AbstractAsyncContextManager[Held | None]) -> None:
-        self._holds[id_] = asyncio.create_task(self._hold(id_, scope), name="worker-hold")
+        task = self._holds[id_] = asyncio.create_task(self._hold(id_, scope), name="worker-hold")
+        task.add_done_callback(lambda _: self._forget(id_))  # one that is cancelled at once never runs
+
+    def _forget(self, id_: int) -> None:
+        for held in (self._holds, self._released, self._places):
+            held.pop(id_, None)
 
     async def _hold(self, id_: int, scope: AbstractAsyncContextManager[Held | None]) -> None:
         try:
@@ -79,9 +89,6 @@ class Link:
                 await released
         except (ApiError, EngineFailure) as error:
             self.wire.send("failed", id_, error_out(error))
-        finally:
-            for held in (self._holds, self._released, self._places):
-                held.pop(id_, None)
 
     def _on_leave(self, id_: int) -> None:
         if id_ in self._released:

@@ -98,6 +98,11 @@ class Workers:
         """Of those that run."""
         return [process.pid for process in self._processes.values()]
 
+    @property
+    def links(self) -> list[Link]:
+        """To those that run."""
+        return list(self._links.values())
+
     async def start(self) -> None:
         """Returns when all accept clients; RuntimeError where one does not come up."""
         self._keepers = [
