@@ -242,6 +242,40 @@ def test_a_link_carries_its_rate_and_nothing_is_left_behind(records_at: Path) ->
     assert list(records_at.iterdir()) == []
 
 
+def test_placed_processes_run_in_their_nodes_and_are_limited_when_told(records_at: Path) -> None:
+    devices = three_nodes()
+    groups = [
+        builders.group(f"c{place}", "colocated", ([f"{name}/0"], 8), share=1 / 3)
+        for place, name in enumerate("abc")
+    ]
+    with Bed(devices, records_at) as bed:
+        deployment = builders.compiled(builders.plan(bed.cluster, groups))
+        placed = bed.place(deployment)
+        first = placed.processes[1]
+        command = first.argv[: first.argv.index("python")]
+        where = subprocess.run(
+            (*command, "sh", "-c", "ip -brief address show eth0; cat /proc/self/cgroup"),
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        assert bed.wiring.address(1) + "/24" in where
+        assert f"/hx{bed.wiring.tag}/c1" in where
+        assert first.env["UCX_NET_DEVICES"] == "to0,to2"
+        assert first.host == bed.wiring.address(1)
+        group = require_means().root / f"hx{bed.wiring.tag}" / "c1"
+
+        def quota() -> str:
+            names = require_means().settings(None)
+            return " ".join((group / name).read_text().strip() for name in names)
+
+        free = quota()
+        bed.limit()
+        assert quota() != free
+        bed.place(deployment)
+        assert quota() == free, "another deployment starts without limits"
+
+
 def test_a_bed_whose_owner_was_killed_is_swept_with_what_ran_in_it(records_at: Path) -> None:
     script = (
         "import subprocess,sys,time\n"

@@ -123,6 +123,7 @@ class Bed:
     def _placed(self, process: ProcessSpec) -> ProcessSpec:
         node = [one.name for one in self._cluster.nodes].index(process.node)
         folder = self._controller.make(f"{PREFIX}{self.wiring.tag}", process.name)
+        self._controller.limit(folder, None)  # the group may be that of an earlier deployment
         self._limits[folder] = sum(cores_of(self._cluster.gpu_by_id[gpu].type) for gpu in process.gpus)
         argv = ("sh", "-c", ENTER, "sh", str(folder), *self.inside(node, process.argv))
         return process.model_copy(update={"argv": argv, "env": process.env | self.environment(node)})
