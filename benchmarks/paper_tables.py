@@ -46,6 +46,7 @@ from paper_summary import (
 NONE = "–"
 PAPER_PRICE = 3.69
 H100_PRICES = {
+    "the catalog's PCIe card": 2.79,
     "the paper: $29.52 for 8": PAPER_PRICE,
     "RunPod 2024, PCIe (SkyPilot's catalog v6)": 4.49,
     "RunPod 2024, SXM (SkyPilot's catalog v6)": 4.69,
