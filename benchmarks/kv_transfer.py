@@ -43,7 +43,7 @@ LAYOUTS = {"TP1 -> TP1": (1, 1), "TP2 -> TP1": (2, 1), "TP1 -> TP2": (1, 2)}
 # The connector.
 
 
-def _worker(tp: int, rank: int, blocks: int) -> tuple[Any, list[np.ndarray]]:
+def cache_worker(tp: int, rank: int, blocks: int) -> tuple[Any, list[np.ndarray]]:
     """A worker with its part of the cache, listening."""
     from hexgen2.vllm_plugin.kv_connector.settings import Settings
     from hexgen2.vllm_plugin.kv_connector.shards import LayerShard, Slab, WorkerTable, head_interval
@@ -77,7 +77,7 @@ def _worker(tp: int, rank: int, blocks: int) -> tuple[Any, list[np.ndarray]]:
     return worker, arrays
 
 
-def _ended(worker: Any, kind: str, wanted: set[str]) -> None:
+def wait_ended(worker: Any, kind: str, wanted: set[str]) -> None:
     """Poll as an engine does that has nothing else to do: it sleeps a millisecond between two steps."""
     seen: set[str] = set()
     while seen < wanted:
@@ -90,7 +90,7 @@ def _ended(worker: Any, kind: str, wanted: set[str]) -> None:
 def _prefill(pipe: Connection, tp: int, rank: int, blocks: int, repeat: int) -> None:
     from hexgen2.vllm_plugin.kv_connector.leases import LeaseOrder
 
-    worker, arrays = _worker(tp, rank, blocks)
+    worker, arrays = cache_worker(tp, rank, blocks)
     worker.take([LeaseOrder(n, f"r{n}", 600.0) for n in range(1, repeat + 1)], [])
     pipe.send((worker.address.host, worker.address.port, worker.address.incarnation))
     pipe.recv()
@@ -102,7 +102,7 @@ def _decode(pipe: Connection, tp: int, rank: int, blocks: int, repeat: int) -> N
     from hexgen2.vllm_plugin.kv_connector.loader import LoadOrder
     from hexgen2.vllm_plugin.kv_connector.params import VERSION, Offer, WorkerAddress
 
-    worker, arrays = _worker(tp, rank, blocks)
+    worker, arrays = cache_worker(tp, rank, blocks)
     pipe.send("ready")
     workers = tuple(WorkerAddress(*address) for address in pipe.recv())
     tokens = blocks * BLOCK_TOKENS
@@ -112,7 +112,7 @@ def _decode(pipe: Connection, tp: int, rank: int, blocks: int, repeat: int) -> N
         offer = Offer(VERSION, "prefill", number, 600.0, tokens, BLOCK_TOKENS, tuple(there), workers)
         order = LoadOrder(f"r{number}", offer, 0, tokens, tuple(range(blocks)), BLOCK_TOKENS)
         worker.take([], [order])
-        _ended(worker, "received", {order.request})
+        wait_ended(worker, "received", {order.request})
         transfers = worker.take_observations()["transfers"]
         pipe.send((sum(row[3] for row in transfers), max(row[1] for row in transfers)))
     worker.close()
@@ -180,19 +180,19 @@ def _raw_reader(pipe: Connection, rank: int, size: int, repeat: int) -> None:
 
 
 @contextmanager
-def _processes(targets: Sequence[tuple[Any, ...]]) -> Iterator[list[Connection]]:
+def processes(targets: Sequence[tuple[Any, ...]]) -> Iterator[list[Connection]]:
     """One process for each (function, arguments...); the ends of their pipes."""
     context = mp.get_context("spawn")
-    pipes, processes = [], []
+    pipes, started = [], []
     try:
         for function, *arguments in targets:
             here, there = context.Pipe()
-            processes.append(context.Process(target=function, args=(there, *arguments), daemon=True))
-            processes[-1].start()
+            started.append(context.Process(target=function, args=(there, *arguments), daemon=True))
+            started[-1].start()
             pipes.append(here)
         yield pipes
     finally:
-        for process in processes:
+        for process in started:
             process.join(0.5)
             process.kill()
             process.join()
@@ -226,13 +226,22 @@ class Rounds:
     def median_rate(self) -> float:
         return self.size / statistics.median(self.read_s[1:])
 
+    def ratios(self, other: Rounds) -> dict[str, float]:
+        """Its rates over those of another's rounds that were run in turn with them, round by round."""
+        rounds = zip(self.read_s[1:], other.read_s[1:], strict=True)
+        return spread([their_s / our_s for our_s, their_s in rounds])
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    return {"min": min(values), "median": statistics.median(values), "max": max(values)}
+
 
 @contextmanager
 def connector_rounds(senders: int, receivers: int, size: int, repeat: int) -> Iterator[Rounds]:
     blocks = size // (LAYERS * BLOCK_BYTES)
     prefill = [(_prefill, senders, rank, blocks, repeat) for rank in range(senders)]
     decode = [(_decode, receivers, rank, blocks, repeat) for rank in range(receivers)]
-    with _processes([*prefill, *decode]) as pipes:
+    with processes([*prefill, *decode]) as pipes:
         addresses = [pipe.recv() for pipe in pipes[:senders]]
         for pipe in pipes[senders:]:
             pipe.recv()
@@ -246,7 +255,7 @@ def connector_rounds(senders: int, receivers: int, size: int, repeat: int) -> It
 def raw_rounds(senders: int, receivers: int, size: int, repeat: int) -> Iterator[Rounds]:
     sources = [(_raw_source, rank, size // senders) for rank in range(senders)]
     readers = [(_raw_reader, rank, size // receivers, repeat) for rank in range(receivers)]
-    with _processes([*sources, *readers]) as pipes:
+    with processes([*sources, *readers]) as pipes:
         offers = [pipe.recv() for pipe in pipes[:senders]]
         for number, pipe in enumerate(pipes[senders:]):
             pipe.recv()
@@ -272,12 +281,14 @@ def compare_rates(mib: int, repeat: int) -> list[dict[str, Any]]:
         assert ours.size == theirs.size == size, f"{ours.size} bytes were moved, {size} were to be"
         (our_rate, our_whole), (their_rate, their_whole) = ours.best(), theirs.best()
         medians = (ours.median_rate(), theirs.median_rate())
-        row = {
+        row: dict[str, Any] = {
             "layouts": name,
             "bytes": size,
             "connector_bytes_per_s": our_rate,
             "raw_bytes_per_s": their_rate,
-            "ratio": our_rate / their_rate,
+            "ratio_of_best": our_rate / their_rate,
+            "ratio_of_medians": medians[0] / medians[1],
+            "ratio_by_round": ours.ratios(theirs),
             "connector_median_bytes_per_s": medians[0],
             "raw_median_bytes_per_s": medians[1],
             "connector_order_to_end_s": our_whole,
@@ -286,7 +297,9 @@ def compare_rates(mib: int, repeat: int) -> list[dict[str, Any]]:
         print(
             f"{name}: {size / MIB:.0f} MiB, connector {our_rate / 1e9:.2f} GB/s"
             f" (median {medians[0] / 1e9:.2f}), raw NIXL {their_rate / 1e9:.2f}"
-            f" (median {medians[1] / 1e9:.2f}): {100 * row['ratio']:.0f}%;"
+            f" (median {medians[1] / 1e9:.2f}): {100 * row['ratio_of_best']:.0f}% of the best,"
+            f" {100 * row['ratio_of_medians']:.0f}% of the medians, round by round"
+            f" {' / '.join(f'{100 * ratio:.0f}%' for ratio in row['ratio_by_round'].values())};"
             f" order to end {1e3 * our_whole:.1f} ms, raw {1e3 * their_whole:.1f} ms",
             file=sys.stderr,
         )
@@ -307,7 +320,7 @@ CONNECTORS = {
 
 
 @contextmanager
-def _engine(folder: Path, name: str, transfer: dict[str, Any], port: int) -> Iterator[str]:
+def running_engine(folder: Path, name: str, transfer: dict[str, Any], port: int, *more: str) -> Iterator[str]:
     """A CPU engine with the shipped model; its URL."""
     model = Path(str(resources.files("hexgen2"))) / "assets" / "tiny-llama"
     command = [
@@ -323,6 +336,7 @@ def _engine(folder: Path, name: str, transfer: dict[str, Any], port: int) -> Ite
         *("--served-model-name", "model", "--host", "127.0.0.1", "--dtype", "float32", "--enforce-eager"),
         *("--kv-cache-memory-bytes", str(32 * MIB), "--max-model-len", "1024", "--max-num-seqs", "8"),
         *("--block-size", "32", "--no-enable-prefix-caching", "--kv-transfer-config", json.dumps(transfer)),
+        *more,
     ]
     environment = {
         **os.environ,
@@ -357,7 +371,7 @@ def first_token(requests_count: int) -> list[dict[str, Any]]:
         with TemporaryDirectory() as folder, ExitStack() as stack:
             urls = [
                 stack.enter_context(
-                    _engine(
+                    running_engine(
                         Path(folder),
                         role,
                         {**transfer, "kv_role": role, "engine_id": f"{name}-{role}"},
@@ -367,7 +381,7 @@ def first_token(requests_count: int) -> list[dict[str, Any]]:
                 for side, role in enumerate(("kv_producer", "kv_consumer"))
             ]
             for url in urls:
-                _wait_ready(url)
+                wait_ready(url)
             seconds = []
             for _ in range(requests_count + 2):
                 prompt = dice.integers(8, 2048, 400).tolist()
@@ -401,7 +415,7 @@ def first_token(requests_count: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _wait_ready(url: str) -> None:
+def wait_ready(url: str) -> None:
     import requests
 
     deadline = time.monotonic() + 180

@@ -36,7 +36,8 @@ def turned(config: CoordinatorConfig) -> CoordinatorConfig:
 
 
 async def test_roles_are_exchanged_under_load_and_every_answer_stays_the_same(fleet: Fleet) -> None:
-    first = fleet.deployment.coordinator
+    # Both legs of a request at once, so that caches are on their way in both directions.
+    first = fleet.deployment.coordinator.model_copy(update={"overlap_kv": True})
     async with Coordinator(first).running() as door:
 
         async def ask(prompt: str) -> list[int]:

@@ -33,6 +33,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--tls-cert", type=Path, metavar="F", help="PEM certificate (chain): serve HTTPS")
     parser.add_argument("--tls-key", type=Path, metavar="F", help="its key")
     parser.add_argument("--otlp-traces-endpoint", metavar="URL", help="send OpenTelemetry traces there")
+    parser.add_argument(
+        "--overlap-kv",
+        action="store_true",
+        help="fetch KV caches while they are computed (with HexgenConnector)",
+    )
     parser.add_argument("--weights", metavar="DIR|ID", help="where the model lies, if not where its name says")
     parser.add_argument(
         "--run-directory", type=Path, default=Path("build/serve"), metavar="DIR", help="for logs"
@@ -88,6 +93,7 @@ async def _serve(args: argparse.Namespace) -> None:
         host=args.host,
         port=args.port,
         workers=args.workers,
+        overlap_kv=args.overlap_kv,
         run_directory=args.run_directory,
         api_key_file=args.api_key_file,
         tls_cert=args.tls_cert,

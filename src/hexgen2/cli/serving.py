@@ -44,6 +44,7 @@ class Options:
     host: str = "127.0.0.1"
     port: int = 8000
     workers: int = 1
+    overlap_kv: bool = False
     run_directory: Path = Path("build/serve")
     api_key_file: Path | None = None
     tls_cert: Path | None = None
@@ -173,7 +174,8 @@ async def serving(plan: Plan, options: Options, console: Console) -> AsyncIterat
         await on.launcher.start(on.deployment)
         await on.launcher.wait_ready(READY_TIMEOUT_S, lambda progress: _tell(console, progress))
         started_in_s = time.monotonic() - began
-        coordinator = Coordinator(on.deployment.coordinator, keys, tls, tracing, options.workers)
+        config = on.deployment.coordinator.model_copy(update={"overlap_kv": options.overlap_kv})
+        coordinator = Coordinator(config, keys, tls, tracing, options.workers)
         await stack.enter_async_context(coordinator.running(options.host, options.port))
         served = Served(coordinator, console)
         if on.watch is not None:

@@ -175,6 +175,11 @@ class CoordinatorConfig(_Frozen):
     classes: tuple[RequestClass, ...] = ()
     timeouts: Timeouts = Timeouts()
     limits: Limits = Limits()
+    overlap_kv: bool = Field(
+        default=False,
+        description="send both legs at once where engines can move a KV cache while it is computed "
+        "(HexgenConnector)",
+    )
 
     @field_validator("served_model_names")
     @classmethod

@@ -38,6 +38,7 @@ class Exchange:
     first_sent: ClientRequest
     splice: Splice | Replay | None = None
     handoff: Part = NO_TRACE
+    fetched: bool = False  # the engine that answers needs nothing of the prefill engine any more
     failed_paths: list[Path] = field(default_factory=list)
     retries: int = 0
     migrations: int = 0

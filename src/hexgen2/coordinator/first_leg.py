@@ -12,10 +12,14 @@ from hexgen2.coordinator import legs
 from hexgen2.coordinator.calls import EngineCall, EngineClient
 from hexgen2.coordinator.config import CoordinatorConfig
 from hexgen2.coordinator.desk import Meter
+from hexgen2.coordinator.engine import Engine
 from hexgen2.coordinator.errors import EngineFailure
 from hexgen2.coordinator.request import REQUEST_ID, ClientRequest, encode
 from hexgen2.coordinator.stream import finished_with_error
 from hexgen2.coordinator.tracing import Part
+
+# Prompts at a prefill engine from which the next one is not likely to begin at once.
+_AHEAD = 4
 
 
 class FirstLeg:
@@ -26,13 +30,29 @@ class FirstLeg:
         self._client = client
         self._engines = client.desk.engines
         self._meter = meter
+        self._overlap = config.overlap_kv
+        self._streams: dict[str, tuple[int, legs.Body]] = {}
+        """By engine, in which life: what leg 2 needs to read its caches while they are computed."""
 
-    async def run(self, request: ClientRequest, group: str, part: Part) -> legs.Handoff | web.Response:
-        """What it leaves for leg 2, or the engine's refusal."""
+    def stream(self, group: str, decode: Engine) -> legs.Body | None:
+        """What leg 2 needs to be sent along with leg 1; None where it should wait for leg 1's end: the engine
+        has not said it yet in this life, or its prompts queue, or the decode engine has no place free. Waiting
+        there for a prefill that waits itself would keep others out."""
+        engine = self._engines[group]
+        life, stream = self._streams.get(group, (-1, None))
+        if not self._overlap or life != engine.lives or engine.in_flight >= _AHEAD or not decode.gate.is_free:
+            return None
+        return stream
+
+    async def run(
+        self, request: ClientRequest, group: str, part: Part, key: str | None = None
+    ) -> legs.Handoff | web.Response:
+        """What it leaves for leg 2, or the engine's refusal. With a `key` the cache can be read by that name
+        meanwhile."""
         began, sent_at = time.perf_counter(), asyncio.get_running_loop().time()
         life, within = self._engines[group].lives, self._timeouts.prefill_s
         async with self._client.call(group) as call:
-            body, headers = encode(legs.prefill_body(request.body)), part.headers(request.headers)
+            body, headers = encode(legs.prefill_body(request.body, key)), part.headers(request.headers)
             await call.open(request.endpoint, body, headers, within)
             content = await call.read(within)
             if call.status != 200:
@@ -43,6 +63,8 @@ class FirstLeg:
                 kv = json.loads(content)["kv_transfer_params"]
             except (ValueError, LookupError, TypeError):
                 raise EngineFailure("bad_answer", group, "its answer carries no kv_transfer_params") from None
+        if self._overlap and (stream := legs.stream_of(kv)) is not None:
+            self._streams[group] = (life, stream)
         self._meter.time("leg_seconds", time.perf_counter() - began, group, "prefill")
         since = self._client.surely_at(sent_at, asyncio.get_running_loop().time())
         return legs.Handoff(kv if isinstance(kv, dict) else None, group, life, since)

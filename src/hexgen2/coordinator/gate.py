@@ -35,6 +35,11 @@ class Gate:
     def waiting(self) -> int:
         return len(self._waiting)
 
+    @property
+    def is_free(self) -> bool:
+        """Whether whoever comes now is let in at once."""
+        return not self._waiting and self.inside < self.limit and (self.inside == 0 or self._is_open())
+
     @asynccontextmanager
     async def turn(self, priority: int) -> AsyncIterator[None]:
         """Hold a place inside the block, after waiting for one."""

@@ -21,6 +21,9 @@ Body = dict[str, Any]
 # The rest of a lease is for the second leg's way to its engine and into a slot there.
 _LEASE_USABLE = 0.8
 
+# In `kv_transfer_params`: a KV cache that can be read while it is computed (docs/kv-connector.md).
+STREAM = "hexgen_stream"
+
 # These belong to the coordinator. From a client they would let it make an engine read from an address of
 # its choice.
 RESERVED_FIELDS = ("kv_transfer_params", "ec_transfer_params")
@@ -49,8 +52,9 @@ def strip_reserved(body: Body) -> tuple[Body, bool]:
     return {key: value for key, value in body.items() if key not in RESERVED_FIELDS}, True
 
 
-def prefill_body(body: Mapping[str, Any]) -> Body:
-    """Leg 1: the same prompt, one token, one plain answer whose KV cache is kept for the other engine."""
+def prefill_body(body: Mapping[str, Any], key: str | None = None) -> Body:
+    """Leg 1: the same prompt, one token, one plain answer whose KV cache is kept for the other engine. With a
+    `key` that engine may read it by that name while it is computed."""
     leg = {key: value for key, value in body.items() if key not in ("stream_options", "min_tokens")}
     leg["max_tokens"] = 1
     if leg.get("max_completion_tokens") is not None:
@@ -64,7 +68,22 @@ def prefill_body(body: Mapping[str, Any]) -> Body:
         "remote_host": None,
         "remote_port": None,
     }
+    if key is not None:
+        leg["kv_transfer_params"][STREAM] = {"key": key}
     return leg
+
+
+def stream_of(kv_transfer_params: Any) -> Body | None:
+    """What an answer of leg 1 says of how later caches of its engine can be read while they are computed (by
+    HexgenConnector); None where they cannot."""
+    stream = kv_transfer_params.get(STREAM) if isinstance(kv_transfer_params, Mapping) else None
+    return dict(stream) if isinstance(stream, Mapping) else None
+
+
+def overlapped_body(body: Mapping[str, Any], stream: Mapping[str, Any], key: str) -> Body:
+    """Leg 2 that is sent before leg 1 has ended."""
+    params = {"do_remote_prefill": True, "do_remote_decode": False, STREAM: {**stream, "key": key}}
+    return decode_body(body, params)
 
 
 def decode_body(body: Mapping[str, Any], kv_transfer_params: Any) -> Body:

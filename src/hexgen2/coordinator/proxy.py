@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+import uuid
 
 from aiohttp import web
 
-from hexgen2.coordinator import migration
+from hexgen2.coordinator import legs, migration
 from hexgen2.coordinator.calls import EngineCall, EngineClient
 from hexgen2.coordinator.client_stream import ClientStream
 from hexgen2.coordinator.config import CoordinatorConfig
@@ -21,7 +22,7 @@ from hexgen2.coordinator.fleet import Want
 from hexgen2.coordinator.observer import Observer
 from hexgen2.coordinator.prefixes import prefix_blocks
 from hexgen2.coordinator.replay import Differs
-from hexgen2.coordinator.request import REQUEST_ID, ClientRequest
+from hexgen2.coordinator.request import REQUEST_ID, ClientRequest, encode
 from hexgen2.coordinator.stream import completion_tokens, finished_with_error, prompt_tokens
 from hexgen2.coordinator.tracing import Trace
 from hexgen2.specs.classes import RequestSize
@@ -186,13 +187,59 @@ class Proxy:
         request = exchange.sent
         if path.prefill is None:
             return await self._generate(exchange, path, request.raw)
-        with exchange.trace.part("leg_1", **_where(path.prefill, "prefill")) as part:
-            handoff = await self._first.run(request, path.prefill, part)
+        stream = self._first.stream(path.prefill, self._desk.engines[path.target])
+        if stream is not None:
+            return await self._overlap(exchange, path, path.prefill, stream)
+        handoff = await self._leg_1(exchange, path.prefill)
         if isinstance(handoff, web.Response):
             return self._refused(exchange, handoff, path.prefill)
         with exchange.trace.part("kv_handoff") as exchange.handoff:
             async with self._desk.turn(path.target, request.priority):
                 return await self._generate(exchange, path, self._first.second_body(request, handoff))
+
+    async def _leg_1(
+        self, exchange: Exchange, group: str, key: str | None = None
+    ) -> legs.Handoff | web.Response:
+        with exchange.trace.part("leg_1", **_where(group, "prefill")) as part:
+            return await self._first.run(exchange.sent, group, part, key)
+
+    async def _overlap(
+        self, exchange: Exchange, path: Path, prefill: str, stream: legs.Body
+    ) -> web.StreamResponse:
+        """Both legs at once: the decode engine reads the KV cache while it is computed."""
+        key = uuid.uuid4().hex
+        exchange.fetched = False
+        exchange.trace.event("overlap", path=str(path))
+        first = asyncio.create_task(self._leg_1(exchange, prefill, key))
+        body = encode(legs.overlapped_body(exchange.sent.body, stream, key))
+        second = asyncio.create_task(self._leg_2(exchange, path, body, first))
+        try:
+            await asyncio.wait((first, second), return_when=asyncio.FIRST_COMPLETED)
+            if not second.done() and not exchange.fetched:
+                left = first.result()  # leg 2 waits in vain for the cache of one that failed
+                if isinstance(left, web.Response):
+                    return self._refused(exchange, left, prefill)
+                if exchange.sent.stream:  # in other answers the first token is not seen
+                    exchange.handoff = exchange.trace.part("kv_handoff")
+            return await second
+        finally:
+            exchange.handoff.end()
+            first.cancel()
+            second.cancel()
+            await asyncio.gather(first, second, return_exceptions=True)
+
+    async def _leg_2(
+        self,
+        exchange: Exchange,
+        path: Path,
+        body: bytes,
+        first: asyncio.Task[legs.Handoff | web.Response],
+    ) -> web.StreamResponse:
+        """Leg 2 with this body; or, where the decode engine had no place before leg 1 was over, as ever."""
+        async with self._desk.turn(path.target, exchange.sent.priority):
+            if first.done() and isinstance(handoff := first.result(), legs.Handoff):
+                body = self._first.second_body(exchange.sent, handoff)
+            return await self._generate(exchange, path, body)
 
     async def _generate(self, exchange: Exchange, path: Path, body: bytes) -> web.StreamResponse:
         """Leg 2, or the only leg: the answer goes to the client."""
@@ -241,6 +288,7 @@ class Proxy:
         assert first is not None, "a stream ends after its first block"
         exchange.handoff.end()
         exchange.place.fetched()
+        exchange.fetched = True
         shown = exchange.take(first)
         if exchange.stream is None:
             exchange.first_token_at = exchange.last_token_at

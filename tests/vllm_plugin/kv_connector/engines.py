@@ -103,6 +103,23 @@ def leg_one(prefill: Engine, prompt: list[int]) -> dict[str, Any]:
     return params
 
 
+def stream_of(params: dict[str, Any], key: str) -> dict[str, Any]:
+    """What names a cache that is still to be computed, from what an earlier leg 1 answered."""
+    return {**params["hexgen_stream"], "key": key}
+
+
+def both_legs(
+    prefill: Engine, decode: Engine, prompt: list[int], tokens: int, stream: dict[str, Any]
+) -> list[int]:
+    """Tokens of leg 2, with leg 1 under way at the same time."""
+    first = {**body(prompt, 1), "kv_transfer_params": {**LEG_ONE, "hexgen_stream": {"key": stream["key"]}}}
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(prefill.post, first)
+        ids = token_ids(leg_two(decode, prompt, {"do_remote_prefill": True, "hexgen_stream": stream}, tokens))
+        assert answer.result()["kv_transfer_params"]["do_remote_prefill"] is True
+    return ids
+
+
 def leg_two(decode: Engine, prompt: list[int], params: dict[str, Any], tokens: int) -> requests.Response:
     request = {**body(prompt, tokens), "kv_transfer_params": params}
     return requests.post(f"http://127.0.0.1:{decode.port}/v1/completions", json=request, timeout=ANSWER_S)

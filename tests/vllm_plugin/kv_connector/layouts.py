@@ -102,8 +102,11 @@ def each_element(shard: LayerShard, block_ids: Sequence[int], start: int, stop: 
                 yield offset, value(layer, head, token, channel)
 
 
-def write_sequence(memory: Memory, block_ids: Sequence[int], tokens: int) -> None:
+def write_sequence(memory: Memory, block_ids: Sequence[int], tokens: int, only: str = "") -> None:
+    """Write a sequence's first `tokens` tokens; with `only` in one layer."""
     for shard in memory.table.layers:
+        if only and shard.layer != only:
+            continue
         for offset, number in each_element(shard, block_ids, 0, tokens):
             memory.arrays[shard.layer][offset] = number
 

@@ -106,6 +106,7 @@ def test_settings_have_defaults_and_names() -> None:
         ({"lease_seconds": "long"}, "lease_seconds"),
         ({"port": 70000}, "port"),
         ({"backends": []}, "backends"),
+        ({"overlap_read_bytes": 0}, "overlap_read_bytes"),
     ],
 )
 def test_a_wrong_setting_is_named(wrong: dict[str, Any], message: str) -> None:

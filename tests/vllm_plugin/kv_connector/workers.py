@@ -11,6 +11,7 @@ from hexgen2.vllm_plugin.kv_connector.leases import EndedLease, LeaseBook
 from hexgen2.vllm_plugin.kv_connector.loader import Loader, LoadOrder
 from hexgen2.vllm_plugin.kv_connector.params import VERSION, Offer, WorkerAddress
 from hexgen2.vllm_plugin.kv_connector.peers import Peers
+from hexgen2.vllm_plugin.kv_connector.streams import StreamBook
 from hexgen2.vllm_plugin.kv_connector.transport import NixlTransport, ReadReport
 
 from .layouts import Memory
@@ -31,9 +32,10 @@ class Worker:
         self.transport = NixlTransport(self.incarnation, ("UCX",), "DRAM")
         self.transport.register([(array.ctypes.data, array.nbytes, 0) for array in memory.arrays.values()])
         identity = Identity(engine, self.incarnation, model, memory.table)
-        self.server = ControlServer(identity, self.book, self.transport, self.ended.extend)
+        self.streams = StreamBook([shard.layer for shard in memory.table.layers], self.book)
+        self.server = ControlServer(identity, self.book, self.streams, self.transport, self.ended.extend)
         self.peers = Peers(model, self.transport, self.incarnation, 5.0)
-        self.loader = Loader(memory.table, self.transport, self.peers, self.incarnation, timeout_s)
+        self.loader = Loader(memory.table, self.transport, self.peers, self.incarnation, timeout_s, 1)
         self.address = WorkerAddress("127.0.0.1", 1, self.incarnation)
 
     async def start(self) -> Worker:

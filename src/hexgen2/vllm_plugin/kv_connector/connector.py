@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from typing_extensions import override
@@ -23,6 +23,7 @@ from hexgen2.vllm_plugin.kv_connector.metrics import HexgenPromMetrics, HexgenSt
 from hexgen2.vllm_plugin.kv_connector.requirements import check_configuration, check_vllm
 from hexgen2.vllm_plugin.kv_connector.scheduler_side import SchedulerSide
 from hexgen2.vllm_plugin.kv_connector.settings import read_settings
+from hexgen2.vllm_plugin.kv_connector.streams import Ready
 from hexgen2.vllm_plugin.kv_connector.tables import memory_regions, model_fingerprint, worker_table
 from hexgen2.vllm_plugin.kv_connector.worker_side import WorkerSide
 
@@ -62,11 +63,18 @@ class HexgenConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
                 engine,
                 kv_cache_config.kv_cache_groups[0].kv_cache_spec.block_size,
                 settings.lease_seconds,
+                settings.begin_timeout_seconds,
                 LeaseKeeper(model, settings.connect_timeout_seconds),
             )
         else:
+            on_gpu = torch.cuda.is_available()
             self._worker = WorkerSide(
-                engine, model, settings.host or get_ip(), settings, _device_of_this_thread()
+                engine,
+                model,
+                settings.host or get_ip(),
+                settings,
+                _device_of_this_thread(),
+                _point_in_stream if on_gpu else None,
             )
 
     @classmethod
@@ -90,6 +98,7 @@ class HexgenConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         # Before the forward pass, not after it: a lease should be known, and a load under way, while the model
         # computes.
         if self._worker is not None and isinstance(connector_metadata, HexgenMetadata):
+            self._worker.begin_step(connector_metadata.steps, connector_metadata.ends)
             self._worker.take(connector_metadata.leases, connector_metadata.loads)
 
     def start_load_kv(self, forward_context: ForwardContext, **kwargs: Any) -> None:
@@ -99,12 +108,21 @@ class HexgenConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         """Loads are over before their request is scheduled."""
 
     def save_kv_layer(
-        self, layer_name: str, kv_layer: torch.Tensor, attn_metadata: AttentionMetadata, **kwargs: Any
+        self,
+        layer_name: str,
+        kv_layer: torch.Tensor,  # noqa: ARG002  (vLLM's signature)
+        attn_metadata: AttentionMetadata,  # noqa: ARG002
+        **kwargs: Any,  # noqa: ARG002
     ) -> None:
-        """Nothing is sent: the decode side reads."""
+        """Nothing is sent: the decode side reads. It is only told that it may."""
+        # With two micro-batches in turns (DBO) a layer is through when the second has been.
+        if self._worker is not None and not self._vllm_config.parallel_config.use_ubatching:
+            self._worker.layer_done(layer_name)
 
     def wait_for_save(self) -> None:
-        """Nothing is sent: the decode side reads."""
+        """The forward pass is over."""
+        if self._worker is not None:
+            self._worker.end_step()
 
     def get_transfer_results(self, finished_req_ids: set[str]) -> KVConnectorTransferResults:
         assert self._worker is not None
@@ -144,7 +162,7 @@ class HexgenConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
     @override
     def build_connector_meta(self, scheduler_output: SchedulerOutput) -> KVConnectorMetadata:
         assert self._scheduler is not None
-        return self._scheduler.take_orders()
+        return self._scheduler.take_orders(scheduler_output)
 
     def update_connector_output(self, connector_output: KVConnectorOutput) -> None:
         assert self._scheduler is not None
@@ -185,3 +203,10 @@ def _device_of_this_thread() -> Any:
         return None
     device = torch.cuda.current_device()
     return lambda: torch.cuda.set_device(device)
+
+
+def _point_in_stream() -> Ready:
+    """A point in the device's work, on this thread's stream."""
+    event = torch.cuda.Event()
+    event.record()
+    return cast("Ready", event.query)

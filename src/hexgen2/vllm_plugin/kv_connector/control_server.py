@@ -9,18 +9,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 
 from hexgen2.vllm_plugin.kv_connector.leases import EndedLease, LeaseBook, LeaseState
 from hexgen2.vllm_plugin.kv_connector.shards import WorkerTable
+from hexgen2.vllm_plugin.kv_connector.streams import StreamBook, Wanted
 from hexgen2.vllm_plugin.kv_connector.transport import NixlTransport
 from hexgen2.vllm_plugin.kv_connector.wire import (
     LONGEST_REQUEST,
     PROTOCOL,
+    Advance,
     Announce,
     Answer,
     Finish,
+    Follow,
     Hello,
     Refusal,
     Release,
@@ -47,6 +51,8 @@ long.
 """
 EXPIRY_S = 0.1
 """Pause between two looks for leases that are over."""
+LONGEST_WAIT_S = 30.0
+"""A reader cannot make this side wait for longer with one question."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,40 @@ class Identity:
     table: WorkerTable
 
 
+Reading = tuple[int | str, str]
+"""A lease (or a stream's key) and a reader's name."""
+
+
+class _Readers:
+    """What came over one connection: who announced itself, and whose reads are under way. `all_` counts the
+    latter over all connections.
+    """
+
+    def __init__(self, all_: Counter[Reading]) -> None:
+        self.announced: set[Reading] = set()
+        self._reading: set[Reading] = set()
+        self._all = all_
+
+    def reads(self, reading: Reading) -> None:
+        if reading not in self._reading:
+            self._reading.add(reading)
+            self._all[reading] += 1
+
+    def reads_no_more(self, reading: Reading) -> None:
+        if reading in self._reading:
+            self._reading.discard(reading)
+            self._all[reading] -= 1
+            if not self._all[reading]:
+                del self._all[reading]
+
+    def gone(self) -> bool:
+        """The connection is over. Whether reads were under way."""
+        broken = bool(self._reading)
+        for reading in list(self._reading):
+            self.reads_no_more(reading)
+        return broken
+
+
 class ControlServer:
     """Serves one worker's lease book and table; `on_ended` is told which leases' blocks may be given back."""
 
@@ -66,11 +106,13 @@ class ControlServer:
         self,
         identity: Identity,
         book: LeaseBook,
+        streams: StreamBook,
         transport: NixlTransport,
         on_ended: Callable[[list[EndedLease]], None],
     ) -> None:
         self._identity = identity
         self._book = book
+        self._streams = streams
         self._transport = transport
         self._on_ended = on_ended
         self._metadata = transport.metadata
@@ -78,7 +120,7 @@ class ControlServer:
         self._ordered = asyncio.Condition()
         self._pump: asyncio.Handle | None = None
         self._pump_until = 0.0
-        self._reading = 0
+        self._reading: Counter[Reading] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self, host: str, port: int) -> int:
@@ -87,9 +129,11 @@ class ControlServer:
         self._spawn(self._expire())
         return int(self._server.sockets[0].getsockname()[1])
 
-    async def order(self, lease: int, request: str, duration_s: float) -> None:
-        """The scheduler has handed out a lease."""
+    async def order(self, lease: int, request: str, duration_s: float, stream: str = "") -> None:
+        """The scheduler has handed out a lease; for a request that could be followed under the key `stream`."""
         self._book.order(lease, request, duration_s=duration_s, now=time.monotonic())
+        if stream:
+            self._streams.leased(stream, lease)
         async with self._ordered:
             self._ordered.notify_all()
         self._collect()  # it may have been released before
@@ -113,7 +157,7 @@ class ControlServer:
         assert task is not None
         self._tasks.add(task)
         answering: set[asyncio.Task[None]] = set()
-        announced: set[tuple[int, str]] = set()
+        readers = _Readers(self._reading)
         try:
             number, hello = await asyncio.wait_for(read_request(reader), GREETING_S * 5)
             reply = self._welcome(hello)
@@ -122,7 +166,7 @@ class ControlServer:
             while not isinstance(reply, Refusal):
                 number, request = await read_request(reader)
                 # Side by side, since one of them may wait for the scheduler.
-                answer = asyncio.ensure_future(self._respond(writer, number, request, announced))
+                answer = asyncio.ensure_future(self._respond(writer, number, request, readers))
                 answering.add(answer)
                 answer.add_done_callback(answering.discard)
         except (asyncio.IncompleteReadError, ConnectionError, TimeoutError, asyncio.CancelledError):
@@ -132,11 +176,13 @@ class ControlServer:
         finally:
             for answer in answering:
                 answer.cancel()
-            if announced:
-                self._reading -= len(announced)
+            if readers.gone():
                 self._pump_for(LINGER_S)  # it may have lost this connection only
-            for lease, name in announced:  # who is gone holds nothing open beyond the lease itself
-                self._book.finish(lease, name)
+            for lease, name in readers.announced:  # who is gone holds nothing open beyond the lease itself
+                if isinstance(lease, str):
+                    self._streams.finish(lease, name)
+                else:
+                    self._book.finish(lease, name)
             writer.close()
             self._tasks.discard(task)
 
@@ -160,36 +206,73 @@ class ControlServer:
         return Welcome(mine.engine, self._metadata, mine.table)
 
     async def _respond(
-        self, writer: asyncio.StreamWriter, number: int, request: Request, announced: set[tuple[int, str]]
+        self,
+        writer: asyncio.StreamWriter,
+        number: int,
+        request: Request,
+        readers: _Readers,
     ) -> None:
-        state = await self._state(request)
-        if isinstance(request, Announce):
-            self._reading += (request.lease, request.reader) not in announced
-            announced.add((request.lease, request.reader))
-            self._start_pump()
-        elif isinstance(request, Finish) and (request.lease, request.reader) in announced:
-            self._reading -= 1
-            announced.discard((request.lease, request.reader))
+        reply: Reply
+        if isinstance(request, Follow):
+            readers.reads_no_more((request.key, request.reader))
+            reply = advance = await self._advance(request)
+            if request.reader and advance.state == LeaseState.HELD:
+                readers.announced.add((request.key, request.reader))
+                readers.reads((request.key, request.reader))
+        else:
+            reply = await self._answer(request)
+            if isinstance(request, Announce):
+                readers.announced.add((request.lease, request.reader))
+                readers.reads((request.lease, request.reader))
+            elif isinstance(request, Finish):
+                readers.announced.discard((request.lease, request.reader))
+                readers.reads_no_more((request.lease, request.reader))
+        self._start_pump()
         try:
-            writer.write(frame(number, Answer(state is LeaseState.HELD, f"the lease is {state}")))
+            writer.write(frame(number, reply))
             await writer.drain()
         except ConnectionError:
             pass  # the reader is gone
         if isinstance(request, Finish | Release):
             self._collect()
 
+    async def _advance(self, request: Follow) -> Advance:
+        wanted = Wanted(request.wanted, request.stop)
+        await self._streams.wait(request.key, wanted, min(request.wait_s, LONGEST_WAIT_S))
+        if request.reader:
+            now = time.monotonic()
+            self._streams.announce(request.key, request.reader, hold_s=request.hold_s, now=now)
+        state, reason, progress, blocks = self._streams.look(request.key, request.blocks)
+        return Advance(state, reason, progress.done, progress.layers, progress.ahead, blocks)
+
+    async def _answer(self, request: Request) -> Answer:
+        now = time.monotonic()
+        match request:
+            case Announce(lease=str(key), reader=reader, hold_s=hold_s):
+                state, reason = self._streams.announce(key, reader, hold_s=hold_s, now=now)
+            case Finish(lease=str(key), reader=reader):
+                state, reason = self._streams.finish(key, reader)
+            case Renew(lease=str(key), duration_s=duration_s):
+                state, reason = self._streams.renew(key, duration_s=duration_s, now=now)
+            case Release(lease=str(key)):
+                state, reason = self._streams.release(key)
+            case _:
+                state = await self._state(request)
+                reason = f"the lease is {state}"
+        return Answer(state is LeaseState.HELD, reason)
+
     async def _state(self, request: Request) -> LeaseState:
         now = time.monotonic()
         match request:
-            case Announce(lease=lease, reader=reader, hold_s=hold_s):
+            case Announce(lease=int(lease), reader=reader, hold_s=hold_s):
                 if self._book.state(lease) is LeaseState.UNKNOWN:
                     await self._wait_for_order(lease)
                 return self._book.announce(lease, reader, hold_s=hold_s, now=time.monotonic())
-            case Finish(lease=lease, reader=reader):
+            case Finish(lease=int(lease), reader=reader):
                 return self._book.finish(lease, reader)
-            case Renew(lease=lease, duration_s=duration_s):
+            case Renew(lease=int(lease), duration_s=duration_s):
                 return self._book.renew(lease, duration_s=duration_s, now=now)
-            case Release(lease=lease):
+            case Release(lease=int(lease)):
                 return self._book.release(lease)
         return LeaseState.ENDED  # a second greeting
 
@@ -208,6 +291,7 @@ class ControlServer:
         while True:
             await asyncio.sleep(EXPIRY_S)
             self._collect()
+            self._streams.forget(time.monotonic())
 
     def _pump_for(self, seconds: float) -> None:
         self._pump_until = max(self._pump_until, time.monotonic() + seconds)

@@ -9,16 +9,31 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
+from dataclasses import dataclass
 
+from hexgen2.vllm_plugin.kv_connector.leases import LeaseState
 from hexgen2.vllm_plugin.kv_connector.loop_thread import LoopThread
-from hexgen2.vllm_plugin.kv_connector.params import Offer, WorkerAddress
+from hexgen2.vllm_plugin.kv_connector.params import Offer, Stream, WorkerAddress
 from hexgen2.vllm_plugin.kv_connector.peers import Connection, PeerError
-from hexgen2.vllm_plugin.kv_connector.wire import Release, Renew
+from hexgen2.vllm_plugin.kv_connector.wire import Follow, Release, Renew
 
 logger = logging.getLogger("vllm.hexgen2.kv")
 
 IDLE_S = 60.0
 """A connection that nobody used for so long is closed."""
+FOLLOW_S = 5.0
+"""Longest wait for one word about a prefill that has not begun."""
+
+
+@dataclass
+class Watch:
+    """What is known of a prefill that may not have begun. Written on the keeper's thread, read on the
+    scheduler's. `lost` says why nobody waits for it any more.
+    """
+
+    begun: bool = False
+    lost: str = ""
 
 
 class LeaseKeeper:
@@ -28,7 +43,7 @@ class LeaseKeeper:
         self._model = model
         self._timeout_s = timeout_s
         self._thread: LoopThread | None = None
-        self._tracked: dict[tuple[str, int], asyncio.Task[None]] = {}
+        self._tracked: dict[tuple[str, int | str], asyncio.Task[None]] = {}
         self._connections: dict[str, Connection] = {}
         self._idle: dict[str, asyncio.TimerHandle] = {}
         self._locks: dict[str, asyncio.Lock] = {}
@@ -38,7 +53,13 @@ class LeaseKeeper:
         """Start renewing an offer's lease."""
         self._loop().call(self._track, offer)
 
-    def release(self, offer: Offer) -> None:
+    def follow(self, stream: Stream, within_s: float) -> Watch:
+        """Watch for a prefill's beginning, for `within_s` seconds; then keep alive the lease that follows."""
+        watch = Watch()
+        self._loop().call(self._follow, stream, watch, within_s)
+        return watch
+
+    def release(self, offer: Offer | Stream) -> None:
         """Stop renewing, and tell every worker that the blocks are no longer needed."""
         self._loop().call(self._release, offer)
 
@@ -57,7 +78,32 @@ class LeaseKeeper:
         if key not in self._tracked:
             self._tracked[key] = asyncio.ensure_future(self._renew(offer))
 
-    def _release(self, offer: Offer) -> None:
+    def _follow(self, stream: Stream, watch: Watch, within_s: float) -> None:
+        key = (stream.workers[0].incarnation, stream.lease)
+        self._tracked[key] = asyncio.ensure_future(self._watch(stream, watch, within_s))
+
+    async def _watch(self, stream: Stream, watch: Watch, within_s: float) -> None:
+        """The first worker speaks for all: they begin with the same engine step."""
+        deadline = time.monotonic() + within_s
+        try:
+            while not watch.begun:
+                connection = await self._connection(stream.workers[0])
+                news = await connection.follow(
+                    Follow(stream.key, "", 0.0, 0, 0, 0, FOLLOW_S), FOLLOW_S + self._timeout_s
+                )
+                if news.state == LeaseState.ENDED:
+                    watch.lost = news.reason
+                    return
+                watch.begun = news.state == LeaseState.HELD
+                if not watch.begun and time.monotonic() > deadline:
+                    watch.lost = f"the prefill has not begun within {within_s:g} s"
+                    return
+        except PeerError as error:
+            watch.lost = str(error)
+            return
+        await self._renew(stream)
+
+    def _release(self, offer: Offer | Stream) -> None:
         renewing = self._tracked.pop((offer.workers[0].incarnation, offer.lease), None)
         if renewing is not None:
             renewing.cancel()
@@ -65,7 +111,7 @@ class LeaseKeeper:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _renew(self, offer: Offer) -> None:
+    async def _renew(self, offer: Offer | Stream) -> None:
         while True:
             await asyncio.sleep(offer.lease_s / 3)
             message = Renew(offer.lease, offer.lease_s)
@@ -73,7 +119,7 @@ class LeaseKeeper:
             if not all(held):
                 return  # ended; the load will say so
 
-    async def _send_releases(self, offer: Offer) -> None:
+    async def _send_releases(self, offer: Offer | Stream) -> None:
         await asyncio.gather(*(self._tell(worker, Release(offer.lease)) for worker in offer.workers))
 
     async def _tell(self, worker: WorkerAddress, message: Renew | Release) -> bool:
@@ -84,7 +130,7 @@ class LeaseKeeper:
                 return (await connection.ask(message, self._timeout_s)).held
             except PeerError as error:
                 if attempt == 2:
-                    logger.info("KV lease %d: %s", message.lease, error)
+                    logger.info("KV lease %s: %s", message.lease, error)
         return False
 
     async def _connection(self, worker: WorkerAddress) -> Connection:

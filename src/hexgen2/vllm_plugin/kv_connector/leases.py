@@ -27,11 +27,14 @@ class LeaseState(StrEnum):
 
 @dataclass(frozen=True)
 class LeaseOrder:
-    """The scheduler's order to every worker: keep this finished request's blocks for whoever fetches them."""
+    """The scheduler's order to every worker: keep this finished request's blocks for whoever fetches them.
+    `stream` is the key under which they may have been read before; empty without one.
+    """
 
     lease: int
     request: str
     duration_s: float
+    stream: str = ""
 
 
 @dataclass

@@ -9,6 +9,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorHandsha
 from hexgen2.vllm_plugin.kv_connector.leases import LeaseOrder
 from hexgen2.vllm_plugin.kv_connector.loader import LoadOrder
 from hexgen2.vllm_plugin.kv_connector.params import WorkerAddress
+from hexgen2.vllm_plugin.kv_connector.streams import StreamEnd, StreamStep
 
 
 @dataclass
@@ -17,6 +18,8 @@ class HexgenMetadata(KVConnectorMetadata):  # type: ignore[misc]
 
     leases: list[LeaseOrder] = field(default_factory=list)
     loads: list[LoadOrder] = field(default_factory=list)
+    steps: list[StreamStep] = field(default_factory=list)
+    ends: list[StreamEnd] = field(default_factory=list)
 
 
 @dataclass

@@ -21,7 +21,9 @@ from hexgen2.vllm_plugin.kv_connector.transport import NixlTransport
 from hexgen2.vllm_plugin.kv_connector.wire import (
     LONGEST_REPLY,
     PROTOCOL,
+    Advance,
     Answer,
+    Follow,
     Hello,
     Reply,
     Request,
@@ -79,16 +81,26 @@ class Connection:
 
     async def ask(self, request: Request, timeout_s: float) -> Answer:
         """Ask and wait for the answer. Raises PeerError."""
+        reply = await self._ask_within(request, timeout_s)
+        if not isinstance(reply, Answer):
+            raise PeerError(f"an unexpected {type(reply).__name__}")
+        return reply
+
+    async def follow(self, request: Follow, timeout_s: float) -> Advance:
+        """Ask how far a stream has come. Raises PeerError."""
+        reply = await self._ask_within(request, timeout_s)
+        if not isinstance(reply, Advance):
+            raise PeerError(f"an unexpected {type(reply).__name__}")
+        return reply
+
+    async def _ask_within(self, request: Request, timeout_s: float) -> Reply:
         try:
             async with asyncio.timeout(timeout_s):
-                reply = await self._ask(request)
+                return await self._ask(request)
         except TimeoutError as error:
             raise PeerError(
                 f"{self.address.host}:{self.address.port} did not answer within {timeout_s:g} s"
             ) from error
-        if not isinstance(reply, Answer):
-            raise PeerError(f"an unexpected {type(reply).__name__}")
-        return reply
 
     async def _ask(self, request: Request) -> Reply:
         if self.closed:

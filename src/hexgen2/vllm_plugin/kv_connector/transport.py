@@ -47,6 +47,15 @@ class ReadReport:
     seconds: float
     post_s: float
 
+    def __add__(self, other: ReadReport) -> ReadReport:
+        """Two reads, one after the other."""
+        return ReadReport(
+            self.bytes + other.bytes,
+            self.descriptors + other.descriptors,
+            self.seconds + other.seconds,
+            self.post_s + other.post_s,
+        )
+
 
 class NixlTransport:
     """A NIXL agent. `name` is the incarnation of its worker, by which peers know it; `memory` is `DRAM` or

@@ -14,7 +14,7 @@ import msgspec
 
 from hexgen2.vllm_plugin.kv_connector.shards import WorkerTable
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Raised whenever a message changes; both sides must agree."""
 
 LONGEST_REQUEST = 64 * 1024
@@ -38,9 +38,11 @@ class Hello(msgspec.Struct, tag=True, array_like=True, frozen=True):
 
 
 class Announce(msgspec.Struct, tag=True, array_like=True, frozen=True):
-    """I am about to read under this lease; hold it for so long."""
+    """I am about to read under this lease; hold it for so long. Here and below `lease` is a lease's number, or
+    a stream's key (see `streams`).
+    """
 
-    lease: int
+    lease: int | str
     reader: str
     hold_s: float
 
@@ -48,21 +50,37 @@ class Announce(msgspec.Struct, tag=True, array_like=True, frozen=True):
 class Finish(msgspec.Struct, tag=True, array_like=True, frozen=True):
     """My read is over. The answer says whether the lease was held throughout."""
 
-    lease: int
+    lease: int | str
     reader: str
 
 
 class Renew(msgspec.Struct, tag=True, array_like=True, frozen=True):
     """The request still waits on the decode side."""
 
-    lease: int
+    lease: int | str
     duration_s: float
 
 
 class Release(msgspec.Struct, tag=True, array_like=True, frozen=True):
     """Nobody will read under this lease any more."""
 
-    lease: int
+    lease: int | str
+
+
+class Follow(msgspec.Struct, tag=True, array_like=True, frozen=True):
+    """Tell me when all layers hold `stop` tokens of this stream or when it has come to `wanted`, its tokens
+    counted once for each layer that holds them; at the latest after `wait_s`. I know its first `blocks` blocks.
+    A reader thereby says that no read of its is under way, and that it is about to read what the answer names,
+    as with Announce; without a name it only asks.
+    """
+
+    key: str
+    reader: str
+    hold_s: float
+    wanted: int
+    stop: int
+    blocks: int
+    wait_s: float
 
 
 class Welcome(msgspec.Struct, tag=True, array_like=True, frozen=True):
@@ -80,14 +98,27 @@ class Answer(msgspec.Struct, tag=True, array_like=True, frozen=True):
     reason: str = ""
 
 
+class Advance(msgspec.Struct, tag=True, array_like=True, frozen=True):
+    """Answer to Follow. `state` is a `LeaseState`; all of the worker's layers hold `done` tokens, the first
+    `layers` ones of its table `ahead`; `blocks` are those that the reader does not know.
+    """
+
+    state: str
+    reason: str
+    done: int
+    layers: int
+    ahead: int
+    blocks: tuple[int, ...]
+
+
 class Refusal(msgspec.Struct, tag=True, array_like=True, frozen=True):
     """Answer to a Hello that cannot be welcomed; the connection ends with it."""
 
     reason: str
 
 
-Request = Hello | Announce | Finish | Renew | Release
-Reply = Welcome | Answer | Refusal
+Request = Hello | Announce | Finish | Renew | Release | Follow
+Reply = Welcome | Answer | Advance | Refusal
 
 _encoder = msgspec.msgpack.Encoder()
 _requests = msgspec.msgpack.Decoder(tuple[int, Request])

@@ -30,6 +30,7 @@ from hexgen2.vllm_plugin.kv_connector.params import WorkerAddress
 from hexgen2.vllm_plugin.kv_connector.peers import Peers
 from hexgen2.vllm_plugin.kv_connector.settings import Settings
 from hexgen2.vllm_plugin.kv_connector.shards import WorkerTable
+from hexgen2.vllm_plugin.kv_connector.streams import Ready, StreamBook, StreamEnd, StreamStep
 from hexgen2.vllm_plugin.kv_connector.transport import NixlTransport
 
 logger = logging.getLogger("vllm.hexgen2.kv")
@@ -59,6 +60,7 @@ class WorkerSide:
         host: str,
         settings: Settings,
         on_thread_start: Callable[[], None] | None = None,
+        fence: Callable[[], Ready] | None = None,
     ) -> None:
         self.incarnation = uuid.uuid4().hex
         self._engine = engine
@@ -66,6 +68,8 @@ class WorkerSide:
         self._host = host
         self._settings = settings
         self._on_thread_start = on_thread_start
+        self._fence = fence
+        self._streams: StreamBook | None = None
         self._thread: LoopThread | None = None
         self._server: ControlServer | None = None
         self._loader: Loader | None = None
@@ -99,11 +103,18 @@ class WorkerSide:
         transport = self._transport = NixlTransport(self.incarnation, self._settings.backends, table.memory)
         transport.register(memory)
         identity = Identity(self._engine, self.incarnation, self._model, table)
-        self._server = ControlServer(identity, LeaseBook(), transport, self._leases_ended)
+        book = LeaseBook()
+        self._streams = StreamBook([shard.layer for shard in table.layers], book, self._fence)
+        self._server = ControlServer(identity, book, self._streams, transport, self._leases_ended)
         self._port = await self._server.start(self._host, self._wanted_port(table))
         peers = Peers(self._model, transport, self.incarnation, self._settings.connect_timeout_seconds)
         self._loader = Loader(
-            table, transport, peers, self.incarnation, self._settings.transfer_timeout_seconds
+            table,
+            transport,
+            peers,
+            self.incarnation,
+            self._settings.transfer_timeout_seconds,
+            self._settings.overlap_read_bytes,
         )
 
     @property
@@ -114,6 +125,21 @@ class WorkerSide:
         """Begin what the scheduler ordered for this step."""
         if self._thread is not None and (leases or loads):
             self._thread.call(self._begin, tuple(leases), tuple(loads))
+
+    def begin_step(self, steps: Sequence[StreamStep], ends: Sequence[StreamEnd]) -> None:
+        """Before the forward pass: what it adds to which stream, and which streams are over. In force when this
+        returns, since the pass may overwrite the blocks of a stream that is over.
+        """
+        if self._streams is not None:
+            self._streams.begin_step(steps, ends)
+
+    def layer_done(self, layer: str) -> None:
+        if self._streams is not None:
+            self._streams.layer_done(layer)
+
+    def end_step(self) -> None:
+        if self._streams is not None:
+            self._streams.end_step()
 
     def abort(self, requests: set[str]) -> None:
         """These requests have finished; those of their loads that do not read yet need not begin."""
@@ -176,7 +202,7 @@ class WorkerSide:
 
     async def _order(self, lease: LeaseOrder) -> None:
         assert self._server is not None
-        await self._server.order(lease.lease, lease.request, lease.duration_s)
+        await self._server.order(lease.lease, lease.request, lease.duration_s, lease.stream)
 
     async def _load(self, order: LoadOrder) -> None:
         """Run a load; whatever happens, its end is reported, or vLLM would keep the blocks for ever."""
@@ -186,7 +212,7 @@ class WorkerSide:
             reports = await self._loader.load(order, self._aborts[order.request])
             failed = False
         except LoadAborted:
-            logger.debug("KV load of %s: aborted before it began", order.request)
+            logger.debug("KV load of %s: aborted before its end", order.request)
         except LoadError as error:
             logger.warning("KV load of %s from %s failed: %s", order.request, order.offer.engine, error)
         except Exception:
