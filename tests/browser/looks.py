@@ -110,6 +110,7 @@ async def opened(
         viewport={"width": width, "height": 900},
         color_scheme="dark" if scheme == "dark" else "light",
     )
+    page.set_default_timeout(60_000)  # the tests' machine may be busy
     watched = Watched(page)
     page.on("console", watched.said)
     page.on("pageerror", lambda error: watched.complaints.append(str(error)))

@@ -239,6 +239,7 @@ async function look() {
     memory.seq = 0;
     return look();
   }
+  if (memory.paused) return false;  // while the answer was on its way
   complain("");
   at("key-form").hidden = true;
   at("main").hidden = false;
@@ -262,12 +263,14 @@ async function turn() {
   memory.timer = setTimeout(turn, wait);
 }
 
-at("pause").addEventListener("click", () => {
-  memory.paused = !memory.paused;
-  at("pause").setAttribute("aria-pressed", memory.paused);
-  if (memory.paused && memory.state) say(at("status"), `paused at ${clock(memory.state.at)}`);
+function pause(on) {
+  memory.paused = on;
+  at("pause").setAttribute("aria-pressed", on);
+  if (on && memory.state) say(at("status"), `paused at ${clock(memory.state.at)}`);
   turn();
-});
+}
+
+at("pause").addEventListener("click", () => pause(!memory.paused));
 for (const choice of document.getElementsByName("span")) {
   choice.addEventListener("change", () => { memory.span = choice.value; if (memory.state) showCharts(); });
 }
@@ -275,7 +278,7 @@ at("key-form").addEventListener("submit", event => {
   event.preventDefault();
   sessionStorage.setItem("hexgen2-key", at("key").value.trim());
   at("key").value = "";
-  turn();
+  pause(false);
 });
 document.addEventListener("visibilitychange", () => { if (!document.hidden) turn(); });
 turn();
