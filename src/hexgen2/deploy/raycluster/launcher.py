@@ -166,7 +166,7 @@ class RayLauncher(ProcessLauncher[RayProcess]):
                         f"node {here[0].node}",
                         f"has {left.get(node.id, {}).get(name, 0.0):g} {name}s free in Ray, and "
                         f"{processes[0].group_id} needs {wanted:g}",
-                        "end what holds them (`ray status -v` names it)",
+                        "end what holds them (`ray status -v` shows what each node has left)",
                     )
         return InputError(
             OPTION,
