@@ -9,7 +9,7 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from hexgen2.coordinator import errors, live, openapi
-from hexgen2.coordinator.calls import EngineClient
+from hexgen2.coordinator.client import EngineClient
 from hexgen2.coordinator.config import CoordinatorConfig
 from hexgen2.coordinator.errors import ApiError
 from hexgen2.coordinator.fleet import Fleet

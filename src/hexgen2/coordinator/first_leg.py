@@ -9,7 +9,8 @@ import time
 from aiohttp import web
 
 from hexgen2.coordinator import legs
-from hexgen2.coordinator.calls import EngineCall, EngineClient
+from hexgen2.coordinator.calls import EngineCall
+from hexgen2.coordinator.client import EngineClient
 from hexgen2.coordinator.config import CoordinatorConfig
 from hexgen2.coordinator.desk import Meter
 from hexgen2.coordinator.engine import Engine

@@ -8,7 +8,7 @@ from aiohttp import web
 
 from hexgen2.coordinator import errors
 from hexgen2.coordinator.bodies import Bodies
-from hexgen2.coordinator.calls import EngineClient
+from hexgen2.coordinator.client import EngineClient
 from hexgen2.coordinator.config import CoordinatorConfig
 from hexgen2.coordinator.desk import Meter
 from hexgen2.coordinator.errors import ApiError

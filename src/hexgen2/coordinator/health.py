@@ -10,7 +10,7 @@ import re
 
 import aiohttp
 
-from hexgen2.coordinator.calls import EngineClient
+from hexgen2.coordinator.client import EngineClient
 from hexgen2.coordinator.config import CoordinatorConfig
 from hexgen2.coordinator.engine import Engine
 from hexgen2.coordinator.fleet import Fleet

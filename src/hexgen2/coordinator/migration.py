@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 
-from hexgen2.coordinator.calls import EngineClient
+from hexgen2.coordinator.client import EngineClient
 from hexgen2.coordinator.continuation import Splice, continuation_body, stop_strings, tokens_left
 from hexgen2.coordinator.errors import EngineFailure
 from hexgen2.coordinator.exchange import Exchange

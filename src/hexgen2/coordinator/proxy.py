@@ -10,7 +10,8 @@ import uuid
 from aiohttp import web
 
 from hexgen2.coordinator import legs, migration
-from hexgen2.coordinator.calls import EngineCall, EngineClient
+from hexgen2.coordinator.calls import EngineCall
+from hexgen2.coordinator.client import EngineClient
 from hexgen2.coordinator.client_stream import ClientStream
 from hexgen2.coordinator.config import CoordinatorConfig
 from hexgen2.coordinator.continuation import closing

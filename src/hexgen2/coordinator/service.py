@@ -18,7 +18,7 @@ from hexgen2.coordinator import logs
 from hexgen2.coordinator.admission import Admission, AdmissionLimits
 from hexgen2.coordinator.app import Api
 from hexgen2.coordinator.auth import ApiKeys
-from hexgen2.coordinator.calls import EngineClient
+from hexgen2.coordinator.client import EngineClient
 from hexgen2.coordinator.config import CoordinatorConfig
 from hexgen2.coordinator.desk import LocalDesk
 from hexgen2.coordinator.fleet import Fleet

@@ -12,7 +12,7 @@ from typing import Any
 from aiohttp import web
 
 from hexgen2.coordinator import logs
-from hexgen2.coordinator.calls import EngineClient
+from hexgen2.coordinator.client import EngineClient
 from hexgen2.coordinator.generation import Generation
 from hexgen2.coordinator.loop import run
 from hexgen2.coordinator.reload import Reloader
