@@ -111,7 +111,10 @@ def test_a_request_that_waits_keeps_its_lease(pair: Pair) -> None:
     begun = time.monotonic()
     with ThreadPoolExecutor(9) as pool:
         filling = [pool.submit(pair["lenient"].post, body(prompt(2000 + seed, 10), 1000)) for seed in range(8)]
-        time.sleep(0.5)
+        deadline = time.monotonic() + 60
+        while metric(pair["lenient"], "vllm:num_requests_running") < len(filling):
+            assert time.monotonic() < deadline, "the engine has no eight requests at once"
+            time.sleep(0.05)
         before = received(pair["lenient"], "strict")
         late = leg_two(pair["lenient"], tokens, params, TOKENS)
         assert time.monotonic() - begun > LEASE_S, "it did not wait"

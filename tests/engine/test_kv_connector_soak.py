@@ -7,9 +7,11 @@ import signal
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
@@ -41,20 +43,32 @@ def url(running: Engine) -> str:
     return f"http://127.0.0.1:{running.port}/v1/completions"
 
 
-def one(seed: int, prefill: Engine, decode: Engine) -> str:
-    """What came of a request: `right`, `aborted` (by us), `failed` (with an error), or `wrong`."""
+def one(seed: int, prefill: Engine, decode: Engine, stream: dict[str, Any] | None) -> str:
+    """What came of a request: `right`, `aborted` (by us), `failed` (with an error), or `wrong`. With a `stream`
+    (what a leg 1 of this start of the prefill engine has said of it) both legs go at once.
+    """
     dice = random.Random(-seed)
     patience = dice.choice([0.01, 0.05, 0.2]) if dice.random() < 0.3 else 60.0
     tokens = prompt(seed)
-    try:
-        first = requests.post(
-            url(prefill),
-            json={**body(tokens, 1), "kv_transfer_params": {"do_remote_decode": True}},
-            timeout=patience,
+    leg: dict[str, Any] = {"do_remote_decode": True}
+    if stream is not None:
+        stream = {**stream, "key": f"soak{seed}"}
+        leg["hexgen_stream"] = stream
+
+    def first_leg() -> requests.Response:
+        return requests.post(
+            url(prefill), json={**body(tokens, 1), "kv_transfer_params": leg}, timeout=patience
         )
-        if first.status_code != 200:
-            return "failed"
-        params = first.json()["kv_transfer_params"]
+
+    try:
+        if stream is None:
+            first = first_leg()
+            if first.status_code != 200:
+                return "failed"
+            params = first.json()["kv_transfer_params"]
+        else:
+            threading.Thread(target=suppressed, args=(first_leg,)).start()
+            params = {"do_remote_prefill": True, "hexgen_stream": stream}
         if patience < 60:
             request = {**body(tokens, 200), "kv_transfer_params": params}
             requests.post(url(decode), json=request, timeout=patience)
@@ -71,14 +85,29 @@ def one(seed: int, prefill: Engine, decode: Engine) -> str:
     return "right" if token_ids(second) == token_ids(again) else "wrong"
 
 
-def test_soak(tmp_path: Path) -> None:
-    settings = {"lease_seconds": LEASE_S, "transfer_timeout_seconds": 10.0}
+def suppressed(leg: Callable[[], requests.Response]) -> None:
+    with suppress(requests.RequestException):
+        leg()
+
+
+def known_stream(prefill: Engine) -> dict[str, Any]:
+    """What a leg 1 says of how later caches of this start of the engine can be followed."""
+    request = {**body(prompt(-2), 1), "kv_transfer_params": {"do_remote_decode": True}}
+    answer = requests.post(url(prefill), json=request, timeout=60).json()
+    stream: dict[str, Any] = answer["kv_transfer_params"]["hexgen_stream"]
+    return stream
+
+
+@pytest.mark.parametrize("legs", ["in turn", "at once"])
+def test_soak(legs: str, tmp_path: Path) -> None:
+    settings = {"lease_seconds": LEASE_S, "transfer_timeout_seconds": 10.0, "begin_timeout_seconds": 5.0}
     with ExitStack() as stack:
         first = stack.enter_context(connected("p", "tp1", tmp_path / "p0.log", **settings))
         decode = stack.enter_context(connected("d", "tp1", tmp_path / "d.log", **settings))
         for running in (first, decode):
             running.wait_ready()
         engines = [first]
+        streams = [known_stream(first) if legs == "at once" else None]
         done = threading.Semaphore(0)
         restarted = threading.Event()
 
@@ -86,7 +115,7 @@ def test_soak(tmp_path: Path) -> None:
             if seed >= REQUESTS * 2 // 3:
                 restarted.wait(240)
             try:
-                return one(seed, engines[-1], decode)
+                return one(seed, engines[-1], decode, streams[-1])
             finally:
                 done.release()
 
@@ -99,6 +128,7 @@ def test_soak(tmp_path: Path) -> None:
             time.sleep(1)
             again = stack.enter_context(connected("p", "tp1", tmp_path / "p1.log", port=first.port, **settings))
             again.wait_ready()
+            streams.append(known_stream(again) if legs == "at once" else None)
             engines.append(again)
             restarted.set()
 

@@ -6,6 +6,7 @@ import random
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -35,11 +36,20 @@ LEASE_S = 3.0
 FAILED = "vllm:hexgen_kv_failed_transfers_total"
 
 
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Engine]]:
+@pytest.fixture(
+    scope="module",
+    params=[
+        "tp1 tp1",
+        *(pytest.param(pair, marks=pytest.mark.slow) for pair in ("2x5+1x3 1x3+2x5", "tp1 pp2")),
+    ],
+)
+def pair(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Engine]]:
+    prefill, decode = request.param.split()
     with engines(
         tmp_path_factory.mktemp("engines"),
-        {"p": "tp1", "d": "tp1"},
+        {"p": prefill, "d": decode},
         *CHUNKED,
         "--block-size",
         str(BLOCK_TOKENS),
@@ -101,7 +111,7 @@ def test_a_leg_that_never_comes_fails_the_other(pair: dict[str, Engine]) -> None
             **body(tokens, 1),
             "kv_transfer_params": {**LEG_ONE, "hexgen_stream": {"key": stream["key"]}},
         }
-        with pytest.raises(requests.Timeout):
+        with suppress(requests.Timeout):
             requests.post(f"http://127.0.0.1:{pair['p'].port}/v1/completions", json=request, timeout=0.05)
 
     leg = threading.Thread(target=first)
@@ -113,7 +123,7 @@ def test_a_leg_that_never_comes_fails_the_other(pair: dict[str, Engine]) -> None
         assert token_ids(answer) == alone(pair["d"], tokens)
     else:
         assert answer.status_code == 500
-        assert metric(pair["d"], FAILED, peer="p") == failed + 1
+        assert metric(pair["d"], FAILED, peer="p") > failed  # once a worker
     for name in pair:
         wait_idle(pair[name], LEASE_S + 10)
 
