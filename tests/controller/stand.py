@@ -141,7 +141,12 @@ class Load:
             place = number % len(self.lengths)
             prompt = np.random.default_rng(number).integers(1, 2_000, int(self.lengths.inputs[place]))
             tokens = int(self.lengths.outputs[place])
-            body = {"model": self.model, "prompt": prompt.tolist(), "max_tokens": tokens}
+            body = {
+                "model": self.model,
+                "prompt": prompt.tolist(),
+                "max_tokens": tokens,
+                "ignore_eos": True,
+            }
             try:
                 async with http.post(self.url + "/v1/completions", json=body) as response:
                     answer = await response.json()
