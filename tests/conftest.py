@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
 
-from tests.unlike_nodes import UnlikeNodes
+from tests.unlike_nodes import NODES, UnlikeNodes
 
 # The same examples in every run, whatever the machine's speed: a check that fails by chance is not believed.
 # HYPOTHESIS_PROFILE=explore looks for new ones.
@@ -31,5 +32,11 @@ def _unlike_nodes() -> Iterator[UnlikeNodes]:
 @pytest.fixture
 def unlike_nodes(_unlike_nodes: UnlikeNodes) -> UnlikeNodes:
     """A Ray cluster with all of its nodes, and this process connected to it (11 s for the first test)."""
+    import ray
+
     _unlike_nodes.restore()
+    deadline = time.monotonic() + 60
+    while sum(node["Alive"] for node in ray.nodes()) != len(NODES) + 1:  # Ray may not know yet who died
+        assert time.monotonic() < deadline, ray.nodes()
+        time.sleep(0.2)
     return _unlike_nodes
