@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, field
+from functools import partial
 
 import aiohttp
 import pytest
@@ -82,6 +83,10 @@ def run(loop: str, main: Callable[[], Coroutine[None, None, None]]) -> None:
     uvloop.run(main()) if loop == "uvloop" else asyncio.run(main())
 
 
+def closed(connection: Connection) -> bool:
+    return not connection.usable
+
+
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
 @pytest.mark.parametrize("piece", [1, 7, 4096])
 @pytest.mark.parametrize(
@@ -110,7 +115,7 @@ def test_answers(loop: str, piece: int, answer: bytes, close: bool, whole: bool,
                 if whole:
                     assert (got.status, got.content_type, got.body) == (200, "text/plain", b"hello")
                 if connections == 2:  # it is closed, at the latest when the surplus has come
-                    await until(lambda connection=connection: not connection.usable)  # type: ignore[misc]
+                    await until(partial(closed, connection))
             assert asked == ([2] if connections == 1 else [1, 1])
             pool.close()
 

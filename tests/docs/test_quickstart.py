@@ -45,6 +45,7 @@ def served() -> Iterator[list[subprocess.Popen[bytes]]]:
         assert process.wait(60) == 0
 
 
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl, which the page uses, is not installed")
 def test_the_quickstart_works(folder: Path, served: list[subprocess.Popen[bytes]]) -> None:
     port = str(free_ports()("127.0.0.1"))
     environment = {**os.environ, "PATH": f"{folder / 'bin'}:{os.environ['PATH']}"}
@@ -55,8 +56,6 @@ def test_the_quickstart_works(folder: Path, served: list[subprocess.Popen[bytes]
             served.append(subprocess.Popen(command, cwd=folder, env=environment))
             asyncio.run(until(lambda: answers(port), within_s=60, every_s=0.1))
         elif kind == "run":
-            if "curl" in text and shutil.which("curl") is None:
-                pytest.skip("curl is not installed")
             script = f"set -e\n{text.replace(PORT, port)}"
             done = subprocess.run(
                 ["bash", "-c", script], cwd=folder, env=environment, capture_output=True, text=True, timeout=200

@@ -17,7 +17,7 @@ from hexgen2.coordinator.live.events import (
     turns,
 )
 from hexgen2.coordinator.live.reading import Reading
-from hexgen2.specs.plan import parse_plan
+from hexgen2.specs.plan import Role, parse_plan
 from tests.report.documents import plan_document
 
 QUIET = Reading(0.0, up={"d0": True, "d1": False})
@@ -66,11 +66,11 @@ def test_only_the_last_events_are_kept() -> None:
     assert len(log.since(-1)) == MOST
 
 
-def config(roles: dict[str, str], routes: dict[tuple[str, str], float]) -> CoordinatorConfig:
+def config(roles: dict[str, Role], routes: dict[tuple[str, str], float]) -> CoordinatorConfig:
     return CoordinatorConfig(
         served_model_names=("m",),
         engines=tuple(
-            EngineEndpoint(group_id=name, role=role, url=f"http://h/{name}", share=0.5)  # type: ignore[arg-type]
+            EngineEndpoint(group_id=name, role=role, url=f"http://h/{name}", share=0.5)
             for name, role in roles.items()
         ),
         routes=tuple(RouteShare(prefill=a, decode=b, share=share) for (a, b), share in routes.items()),

@@ -60,7 +60,8 @@ async def test_output_that_nobody_fetches_is_bounded(family: Family, monkeypatch
     monkeypatch.setattr(module, "KEPT_BYTES", 1000)
     actor = holding(running(family, "print('x' * 200_000, end='end')"))
     assert await actor.start() is None
-    await asyncio.wait_for(actor._process.wait(), 20)  # type: ignore[union-attr]  # it was started
+    assert actor._process is not None
+    await asyncio.wait_for(actor._process.wait(), 20)
     output, begin, code = await told(actor)
     assert (output[-3:], begin + len(output), code) == (b"end", 200_003, 0)
     assert len(output) <= 1000
