@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from hexgen2.coordinator.config import CoordinatorConfig, EngineEndpoint
@@ -76,3 +79,16 @@ def deployment(family: Family, *behaviours: str, host: str = "127.0.0.1") -> Dep
     engine = EngineEndpoint(group_id="e0", role="colocated", url="http://127.0.0.1:1", share=1.0)
     config = CoordinatorConfig(served_model_names=("m",), engines=(engine,))
     return Deployment(processes=tuple(specs), coordinator=config)
+
+
+@contextmanager
+def holding(program: str, family: Family, processes: int) -> Iterator[subprocess.Popen[str]]:
+    """A Python program that launches engines and says "ready", once so many processes of theirs run."""
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "ready\n"
+        family.wait_for(processes)
+        assert len(family.alive()) == processes
+        yield holder

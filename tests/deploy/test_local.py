@@ -18,7 +18,7 @@ from hexgen2.deploy import Deployment, EngineFailed, LocalLauncher, Progress
 from hexgen2.deploy.processes import GRACE_S
 from hexgen2.specs import InputError
 
-from .family import FAKE, Family, deployment
+from .family import FAKE, Family, deployment, holding
 
 
 async def test_engines_become_ready_with_progress_and_leave(tmp_path: Path, family: Family) -> None:
@@ -130,13 +130,7 @@ def test_nothing_outlives_the_launcher(tmp_path: Path, family: Family, how: sign
         asyncio.run(main())
         """
     )
-    with subprocess.Popen(
-        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as holder:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == "ready\n"
-        family.wait_for(8)
-        assert len(family.alive()) == 8
+    with holding(program, family, 8) as holder:
         holder.send_signal(how)
         holder.wait(20)
         assert family.gone_within(15), f"left: {family.alive()}"

@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import signal
-import subprocess
 import sys
 import textwrap
 from collections.abc import Collection, Iterator
@@ -24,7 +23,7 @@ from tests.unlike_nodes import HOSTS, UnlikeNodes
 from tests.waiting import until
 
 from ..builders import cluster
-from ..family import Family, deployment
+from ..family import Family, deployment, holding
 
 pytestmark = pytest.mark.ray
 
@@ -221,13 +220,7 @@ def test_nothing_outlives_the_driver(tmp_path: Path, family: Family, unlike_node
         asyncio.run(main())
         """
     )
-    with subprocess.Popen(
-        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as holder:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == "ready\n"
-        family.wait_for(8)
-        assert len(family.alive()) == 8
+    with holding(program, family, 8) as holder:
         holder.kill()
         holder.wait(20)
         assert family.gone_within(20), f"left: {family.alive()}"
