@@ -34,6 +34,8 @@ from typing import Any
 
 import numpy as np
 
+from hexgen2.specs.ucx import set_ucx_defaults
+
 LAYERS, KV_HEADS, STATE_BYTES, BLOCK_TOKENS = 16, 8, 512, 128  # head size 128, K and V, bf16
 BLOCK_BYTES = KV_HEADS * STATE_BYTES * BLOCK_TOKENS  # of one layer: 512 KiB
 MIB = 1 << 20
@@ -122,19 +124,19 @@ def _decode(pipe: Connection, tp: int, rank: int, blocks: int, repeat: int) -> N
 # Raw NIXL.
 
 
-def _raw_agent(name: str) -> Any:
+def raw_agent(name: str) -> Any:
     from nixl._api import nixl_agent, nixl_agent_config
 
     # Without NIXL's own progress thread: it polls without a pause, which on few cores slows down all there is.
     return nixl_agent(name, nixl_agent_config(enable_prog_thread=False, backends=["UCX"]))
 
 
-def _raw_buffers(size: int) -> list[np.ndarray]:
+def raw_buffers(size: int) -> list[np.ndarray]:
     """`size` bytes in one buffer a layer, as engines have them."""
     return [np.full(size // LAYERS, 1, dtype=np.uint8) for _ in range(LAYERS)]
 
 
-def _raw_pieces(addresses: Sequence[int], first: int, size: int) -> np.ndarray:
+def raw_pieces(addresses: Sequence[int], first: int, size: int) -> np.ndarray:
     """Bytes `first` to `first + size` of each layer's buffer as (address, length, device) of at most 1 MiB."""
     starts = np.arange(0, size, MIB)
     rows = [(address + first + start, min(MIB, size - start), 0) for address in addresses for start in starts]
@@ -142,8 +144,8 @@ def _raw_pieces(addresses: Sequence[int], first: int, size: int) -> np.ndarray:
 
 
 def _raw_source(pipe: Connection, rank: int, size: int) -> None:
-    agent = _raw_agent(f"source{rank}")
-    buffers = _raw_buffers(size)
+    agent = raw_agent(f"source{rank}")
+    buffers = raw_buffers(size)
     agent.register_memory([(buffer.ctypes.data, buffer.nbytes, 0, "") for buffer in buffers], "DRAM")
     pipe.send((agent.get_agent_metadata(), [buffer.ctypes.data for buffer in buffers]))
     while not pipe.poll(0.001):
@@ -151,8 +153,8 @@ def _raw_source(pipe: Connection, rank: int, size: int) -> None:
 
 
 def _raw_reader(pipe: Connection, rank: int, size: int, repeat: int) -> None:
-    agent = _raw_agent(f"reader{rank}")
-    buffers = _raw_buffers(size)
+    agent = raw_agent(f"reader{rank}")
+    buffers = raw_buffers(size)
     here = [buffer.ctypes.data for buffer in buffers]
     agent.register_memory([(buffer.ctypes.data, buffer.nbytes, 0, "") for buffer in buffers], "DRAM")
     pipe.send("ready")
@@ -163,8 +165,8 @@ def _raw_reader(pipe: Connection, rank: int, size: int, repeat: int) -> None:
         begin = time.perf_counter()
         handles = []
         for number, (peer, there, first) in enumerate(sources):
-            local = agent.get_xfer_descs(_raw_pieces(here, number * part, part), "DRAM")
-            remote = agent.get_xfer_descs(_raw_pieces(there, first, part), "DRAM")
+            local = agent.get_xfer_descs(raw_pieces(here, number * part, part), "DRAM")
+            remote = agent.get_xfer_descs(raw_pieces(there, first, part), "DRAM")
             handles.append(agent.initialize_xfer("READ", local, remote, peer))
             assert agent.transfer(handles[-1]) != "ERR"
         while handles:
@@ -440,6 +442,7 @@ def main() -> None:
     token.add_argument("--requests", type=int, default=20)
     arguments = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
+    set_ucx_defaults(os.environ)
     os.environ.setdefault("UCX_LOG_LEVEL", "error")
     os.environ.setdefault("NIXL_LOG_LEVEL", "ERROR")
     if arguments.command == "rate":

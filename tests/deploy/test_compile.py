@@ -54,7 +54,7 @@ def test_a_pair_on_one_node() -> None:
     assert prefill.env["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
     assert prefill.env["VLLM_NIXL_SIDE_CHANNEL_HOST"] == "127.0.0.1"
     assert prefill.env["VLLM_NIXL_SIDE_CHANNEL_PORT"] == str(prefill.ports["kv"])
-    assert prefill.env["HEXGEN2_VLLM_TUNING"] == "parent-death"
+    assert prefill.env["HEXGEN2_VLLM_TUNING"] == "parent-death,ucx-settings"
     assert kv_config(deployment, "p0") == {
         "kv_connector": "NixlConnector",
         "kv_role": "kv_producer",

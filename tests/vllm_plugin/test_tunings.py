@@ -45,7 +45,7 @@ def bench(monkeypatch: pytest.MonkeyPatch, fake_module: FakeModule) -> Bench:
     [
         ("cpu", NAMES, ()),
         ("cpu,fork", NAMES, ()),
-        ("parent-death", ["parent-death"], ()),
+        ("parent-death,ucx-settings", ["parent-death", "ucx-settings"], ()),
         (" idle-wait , fork ", ["fork", "idle-wait"], ()),
         ("gpu", [], ("gpu",)),
         (",", [], ()),

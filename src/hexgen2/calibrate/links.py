@@ -25,6 +25,7 @@ import numpy as np
 from scipy.optimize import least_squares
 
 from hexgen2.specs.errors import InputError
+from hexgen2.specs.ucx import set_ucx_defaults
 
 SIZES = tuple(1 << power for power in range(12, 27, 2))
 LARGEST = SIZES[-1]
@@ -190,6 +191,7 @@ def _nixl_reader(connection: socket.socket) -> Iterator[Read]:
 
 def _agent(name: str) -> Any:
     os.environ.setdefault("NIXL_LOG_LEVEL", "WARN")
+    set_ucx_defaults(os.environ)
     from nixl._api import nixl_agent, nixl_agent_config
 
     for logger in map(logging.getLogger, list(logging.root.manager.loggerDict)):

@@ -92,7 +92,7 @@ def environment(context: EngineContext, group: Group, seat: Seat) -> dict[str, s
     env = {
         "VLLM_HOST_IP": seat.address.own,
         "VLLM_NO_USAGE_STATS": "1",
-        "HEXGEN2_VLLM_TUNING": "cpu" if vendor == "cpu" else "parent-death",
+        "HEXGEN2_VLLM_TUNING": "cpu" if vendor == "cpu" else "parent-death,ucx-settings",
     }
     if Path(context.model.location).is_absolute():
         env["HF_HUB_OFFLINE"] = "1"  # the model is a directory: nothing may wait for a hub

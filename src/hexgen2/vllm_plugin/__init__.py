@@ -2,8 +2,8 @@
 
 The plugin does nothing unless the environment variable `HEXGEN2_VLLM_TUNING` asks for it: a vLLM that merely
 shares a virtual environment with HexGen-2 is left as it came. `deploy` sets the variable to `cpu` for engines
-on CPU devices and to `parent-death` for others; docs/cpu-engines.md says what each tuning changes and what
-was measured.
+on CPU devices and to `parent-death,ucx-settings` for others; docs/cpu-engines.md says what each tuning changes
+and what was measured.
 
 Imported only inside vLLM's processes. vLLM loads it in every one of them (API server, engine core, workers),
 in some more than once, so this module must stay cheap to import and `register` may be called repeatedly.

@@ -15,6 +15,7 @@ from hexgen2.vllm_plugin import (
     parent_death,
     pipeline_buffers,
     start_method,
+    ucx_settings,
 )
 from hexgen2.vllm_plugin.compat import Reliance
 
@@ -39,6 +40,7 @@ TUNINGS = (
     Tuning("idle-wait", idle_wait.RELIES_ON, idle_wait.install),
     Tuning("pipeline-buffers", pipeline_buffers.RELIES_ON, pipeline_buffers.install),
     Tuning("parent-death", parent_death.RELIES_ON, parent_death.install),
+    Tuning("ucx-settings", ucx_settings.RELIES_ON, ucx_settings.install),
 )
 
 _applied: set[str] = set()

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from hexgen2.specs.ucx import set_ucx_defaults
 from hexgen2.vllm_plugin.kv_connector.regions import Array, Regions
 
 logger = logging.getLogger("vllm.hexgen2.kv")
@@ -63,8 +64,7 @@ class NixlTransport:
     """
 
     def __init__(self, name: str, backends: Sequence[str], memory: str) -> None:
-        # Without it UCX holds on to every unpinned registration for ever; vLLM sets it too.
-        os.environ.setdefault("UCX_RCACHE_MAX_UNRELEASED", "1024")
+        set_ucx_defaults(os.environ)
         from nixl._api import nixl_agent, nixl_agent_config
 
         self.name = name
