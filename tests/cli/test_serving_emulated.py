@@ -90,10 +90,10 @@ async def test_a_controller_runs_beside_a_service(
         await asyncio.sleep(3.0)
         assert not (tmp_path / "decisions.jsonl").exists()
         dead = True
-        await until(lambda: served.coordinator.config.engine(lost).share == 0, within_s=30)
+        await until(lambda: served.coordinator.config.engine(lost).share == 0)
         decision = json.loads((tmp_path / "decisions.jsonl").read_text().splitlines()[0])
         live = served.coordinator.live
-        await until(lambda: live.plan() is not plan, within_s=30)
+        await until(lambda: live.plan() is not plan)
         live.sample()
         shown = {event.kind for event in live.events.since(0)}
     assert {"down", "plan", "routes"} <= shown

@@ -71,17 +71,17 @@ async def test_a_node_dies_under_load_and_comes_back_and_no_request_is_lost(
         lengths = Lengths(np.array([300]), np.array([20]))
         load = Load(served.url, lengths, clients=8, model=plan.model)
         async with load.running():
-            await until(lambda: len(load.answered) > 20, 30)
+            await until(lambda: len(load.answered) > 20)
             await asyncio.to_thread(unlike_nodes.kill, "b")
-            await until(lambda: unused(served, on_b), 30)
+            await until(lambda: unused(served, on_b))
             answered = len(load.answered)
-            await until(lambda: len(load.answered) > answered + 20, 30)
-            await until(lambda: said.getvalue().count("waits for its node's return") == 2, 30)
+            await until(lambda: len(load.answered) > answered + 20)
+            await until(lambda: said.getvalue().count("waits for its node's return") == 2)
             await asyncio.to_thread(unlike_nodes.add, "b")
-            await until(lambda: said.getvalue().count("is ready again") == 2, 60)
-            await until(lambda: not unused(served, on_b), 30)
+            await until(lambda: said.getvalue().count("is ready again") == 2)
+            await until(lambda: not unused(served, on_b))
             answered = len(load.answered)
-            await until(lambda: len(load.answered) > answered + 20, 30)
+            await until(lambda: len(load.answered) > answered + 20)
     assert load.lost == []
     decided = [json.loads(line) for line in (tmp_path / "run" / "decisions.jsonl").read_text().splitlines()]
     assert {one["action"] for one in decided} == {"routes"}, "what is left carries this load"
@@ -114,14 +114,14 @@ async def test_a_group_is_started_elsewhere_when_all_of_its_role_are_lost(
     async with serving(plan, options, Console(file=said)) as served:
         clients = Load(served.url, Lengths(np.array([300]), np.array([20])), clients=4, model=plan.model)
         async with clients.running():
-            await until(lambda: len(clients.answered) > 10, 30)
+            await until(lambda: len(clients.answered) > 10)
             await asyncio.to_thread(unlike_nodes.kill, node)
-            await until(lambda: unused(served, {lost.id}), 60)
+            await until(lambda: unused(served, {lost.id}))
             answered = len(clients.answered)
-            await until(lambda: len(clients.answered) > answered + 20, 60)
+            await until(lambda: len(clients.answered) > answered + 20)
             await until(lambda: "started: " in said.getvalue(), 120)
             started = said.getvalue().rpartition("started: ")[2].split()[0].strip(",;")
-            await until(lambda: started in served.coordinator.fleet.engines, 60)
+            await until(lambda: started in served.coordinator.fleet.engines)
             host = served.coordinator.fleet.engines[started].endpoint.url
             assert HOSTS[node] not in host
             assert (tmp_path / "run" / f"{started}.log").read_text()

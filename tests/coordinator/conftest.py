@@ -22,22 +22,28 @@ from hexgen2.coordinator import (
 )
 from hexgen2.emulator import EmulatedEngine, EmulatorConfig, tokens
 from hexgen2.specs.plan import Role
+from tests.waiting import HUNG_S, until_answered
 
 MODEL = "tiny"
 ROLES: dict[str, Role] = {"p": "prefill", "d": "decode", "c": "colocated"}
 """By the first letter of a group's name."""
+# Where a test is about one of these limits it sets that one; the others must not run out on a machine that is
+# held up for some seconds.
 QUICK = Timeouts(
-    connect_s=0.5,
-    prefill_s=5,
-    first_byte_s=5,
-    idle_s=5,
-    request_s=20,
+    connect_s=HUNG_S,
+    prefill_s=HUNG_S,
+    first_byte_s=HUNG_S,
+    idle_s=HUNG_S,
+    request_s=2 * HUNG_S,
     health_interval_s=0.05,
-    health_timeout_s=5.0,  # the tests' machine may be busy
-    drain_s=5,
+    health_timeout_s=HUNG_S,
+    drain_s=HUNG_S,
 )
 
-# For tests in which an engine falls silent: they must not wait long to notice.
+PATIENT = Limits(unhealthy_after=2, engine_wait_s=HUNG_S)
+
+# For tests in which an engine falls silent: they must not wait long to notice. Engines that are well may be
+# taken for silent too, where the machine is held up for longer than this.
 ALERT = QUICK.model_copy(update={"health_timeout_s": 0.3})
 
 
@@ -94,6 +100,17 @@ class Stand:
         assert found or not labels, f"no {name} with {labels}"
         return sum(found)
 
+    async def counted(self, value: float, name: str, **labels: str) -> None:
+        """Wait until a metric has this value: what became of a request may be noted after its last byte."""
+
+        async def has_it() -> bool:
+            try:
+                return await self.metric(name, **labels) == value
+            except AssertionError:  # nothing with these labels yet
+                return False
+
+        await until_answered(has_it)
+
 
 def parse_events(text: str) -> list[Any]:
     found = [part.removeprefix("data: ") for part in text.split("\n\n") if part]
@@ -148,7 +165,7 @@ async def running(
             engines=endpoints(engines, shares, batch),
             routes=tuple(RouteShare(prefill=p, decode=d, share=share) for (p, d), share in pairs),
             timeouts=timeouts,
-            limits=limits or Limits(unhealthy_after=2),
+            limits=limits or PATIENT,
         )
         door = Coordinator(coordinator_config, keys, workers=workers)
         coordinator = await stack.enter_async_context(door.running())

@@ -80,7 +80,7 @@ def test_it_always_opens_up_again_within_its_bound(steps: list[tuple[float, str]
 
 
 async def test_an_engine_that_fails_everything_is_left_alone_and_taken_back() -> None:
-    limits = Limits(breaker_failures=3, breaker_open_s=30)
+    limits = Limits(breaker_failures=3, breaker_open_s=600, breaker_max_open_s=600)
     async with running({"c0": 0.5, "c1": 0.5}, limits=limits) as stand:
         stand.engines["c0"].fault = Fault("http_500")
         for _ in range(20):
@@ -97,7 +97,7 @@ async def test_an_engine_that_fails_everything_is_left_alone_and_taken_back() ->
 
 
 async def test_breakers_never_refuse_the_last_path() -> None:
-    limits = Limits(breaker_failures=1, breaker_open_s=60, max_retries=0)
+    limits = Limits(breaker_failures=1, breaker_open_s=600, breaker_max_open_s=600, max_retries=0)
     async with running({"c0": 1.0}, limits=limits) as stand:
         stand.engines["c0"].fault = Fault("http_500", times=1)
         assert (await stand.post("/v1/completions", {"prompt": "a"}))[0] == 502
@@ -110,7 +110,7 @@ async def test_a_prefill_engine_s_fault_does_not_break_the_decode_engine(
     """p0's KV caches cannot be fetched: the routes from p0 are avoided, those from p1 to the same engine
     are not.
     """
-    limits = Limits(breaker_failures=2, breaker_open_s=60, max_retries=3)
+    limits = Limits(breaker_failures=2, breaker_open_s=600, breaker_max_open_s=600, max_retries=3)
     async with running({"p0>d0": 0.5, "p1>d0": 0.5}, limits=limits) as stand:
         bad = stand.engines["p0"]
         offer = bad.kv_store.offer

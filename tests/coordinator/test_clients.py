@@ -11,6 +11,8 @@ from pathlib import Path
 import openai
 import pytest
 
+from tests.waiting import HUNG_S
+
 from .conftest import MODEL, Stand, expected, parse_events, text_of
 
 
@@ -80,7 +82,7 @@ async def curl(*arguments: str) -> tuple[int, str]:
     """(exit code, standard output)."""
     assert CURL is not None
     process = await asyncio.create_subprocess_exec(
-        *(CURL, "-sS", "--max-time", "20", *arguments), stdout=asyncio.subprocess.PIPE
+        *(CURL, "-sS", "--max-time", "60", *arguments), stdout=asyncio.subprocess.PIPE
     )
     text, _ = await process.communicate()
     assert process.returncode is not None
@@ -111,7 +113,7 @@ async def test_a_client_of_http_1_0_gets_a_stream_without_chunks(pair: Stand) ->
     body = json.dumps({"model": MODEL, "prompt": "a b", "max_tokens": 20, "stream": True}).encode()
     reader, writer = await asyncio.open_connection("127.0.0.1", int(pair.url.rsplit(":", 1)[1]))
     writer.write(b"POST /v1/completions HTTP/1.0\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
-    head, _, text = (await asyncio.wait_for(reader.read(), 10)).partition(b"\r\n\r\n")
+    head, _, text = (await asyncio.wait_for(reader.read(), HUNG_S)).partition(b"\r\n\r\n")
     writer.close()
     assert b"chunked" not in head.lower()
     events = parse_events(text.decode())

@@ -11,6 +11,7 @@ import pytest
 
 from hexgen2.coordinator import ApiKeys, Limits
 from hexgen2.specs.errors import InputError
+from tests.waiting import HUNG_S
 
 from .conftest import QUICK, Stand, running
 
@@ -92,7 +93,7 @@ async def test_slow_bodies_are_refused() -> None:
         port = int(stand.url.rsplit(":", 1)[1])
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n{")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(HUNG_S):
             assert b"408" in await reader.readline()
         writer.close()
 

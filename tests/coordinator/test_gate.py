@@ -8,6 +8,7 @@ import random
 import pytest
 
 from hexgen2.coordinator.gate import Gate
+from tests.waiting import until
 
 
 class Visitors:
@@ -77,8 +78,7 @@ async def test_leaving_while_waiting_loses_no_turn() -> None:
     visitors.go["a"].set()
     await asyncio.sleep(0)
     visitors.tasks["b"].cancel()  # at the very moment at which its turn is given
-    await asyncio.sleep(0.001)
-    assert visitors.order == ["a", "c"]
+    await until(lambda: visitors.order == ["a", "c"])
     await visitors.leave("c")
     assert visitors.gate.inside == 0
 

@@ -8,7 +8,7 @@ import contextlib
 import aiohttp
 import pytest
 
-from tests.waiting import until
+from tests.waiting import HUNG_S, until
 
 from .conftest import QUICK, running
 
@@ -32,7 +32,7 @@ async def test_a_head_that_does_not_come_ends_its_connection(sent: str, workers:
         speaking = asyncio.create_task(dribble()) if sent == "dribble" else None
         for reader, _ in ends:
             with contextlib.suppress(ConnectionError):
-                assert await asyncio.wait_for(reader.read(), 10) == b""
+                assert await asyncio.wait_for(reader.read(), HUNG_S) == b""
         if speaking is not None:
             speaking.cancel()
         for _, writer in ends:

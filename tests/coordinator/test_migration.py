@@ -192,7 +192,7 @@ async def test_a_frozen_engine_s_streams_go_on() -> None:
         stand.engines["c0"].freeze()
         for events in await asyncio.gather(*tasks):
             assert (text_of(events), events[-1]) == (expected("a b", 60), "[DONE]")
-        assert await stand.metric("hexgen2:migrations_total") == 3
+        assert await stand.metric("hexgen2:migrations_total") >= 3
         stand.engines["c0"].thaw()
 
 
@@ -210,7 +210,7 @@ async def test_nothing_comes_after_done() -> None:
     """The engine's `[DONE]` has been sent on; the rest of its body never comes: nobody waits for that."""
     async with running(TWO) as stand:
         fail_first(stand, "no_end", 0)
-        events = await asyncio.wait_for(stand.stream("a b", max_tokens=6), 4)
+        events = await asyncio.wait_for(stand.stream("a b", max_tokens=6), QUICK.idle_s / 2)
         assert text_of(events) == expected("a b", 6)
         assert [event for event in events if event == "[DONE]"] == ["[DONE]"] == events[-1:]
 
@@ -218,8 +218,7 @@ async def test_nothing_comes_after_done() -> None:
 async def test_kills_under_load_lose_nothing() -> None:
     """Streams and plain requests while engines die one after another: every answer is whole and right."""
     routes = {"p0>d0": 0.2, "p1>d1": 0.2, "p1>d2": 0.2, "c0": 0.2, "c1": 0.2}
-    timeouts = QUICK.model_copy(update={"connect_s": 3.0})
-    async with running(routes, emulator=SLOW, timeouts=timeouts, limits=Limits(max_retries=4)) as stand:
+    async with running(routes, emulator=SLOW, limits=Limits(max_retries=4)) as stand:
 
         async def one(number: int) -> bool:
             await asyncio.sleep(number * 0.005)

@@ -12,7 +12,7 @@ from hexgen2.coordinator import CoordinatorConfig, EngineEndpoint, RouteShare, S
 from hexgen2.emulator import EmulatedEngine, EmulatorConfig, LinearTiming
 from hexgen2.specs.plan import Role
 from tests.coordinator.conftest import MODEL, ROLES, Stand, expected, running, text_of
-from tests.waiting import until
+from tests.waiting import HUNG_S, until
 
 SLOW = EmulatorConfig(model_names=(MODEL,), timing=LinearTiming(step_base_s=0.02), max_batch=64)
 
@@ -83,7 +83,7 @@ async def test_an_engine_that_goes_finishes_what_it_has() -> None:
         streams = [asyncio.create_task(stand.stream("a b", max_tokens=30)) for _ in range(6)]
         await until(lambda: len(stand.received("c0")) == 3)
         await stand.coordinator.update(config_of(stand, {"c1": 1.0}))
-        assert await stand.coordinator.retire("c0", within_s=5)
+        assert await stand.coordinator.retire("c0", within_s=HUNG_S)
         assert "c0" not in stand.coordinator.fleet.engines
         for stream in streams:
             assert text_of(await stream) == expected("a b", 30)
@@ -95,7 +95,7 @@ async def test_an_engine_that_goes_finishes_what_it_has() -> None:
 async def test_streams_of_an_engine_that_must_go_go_on_elsewhere() -> None:
     async with running({"c0": 1.0}, emulator=SLOW) as stand, extra(stand, "c1"):
         stream = asyncio.create_task(stand.stream("a b", max_tokens=60))
-        await until(lambda: len(stand.received("c0")) == 1)
+        await until(lambda: stand.engines["c0"].core.generation_tokens_total > 5)
         await stand.coordinator.update(config_of(stand, {"c1": 1.0}))
         assert not await stand.coordinator.retire("c0", within_s=0.2)
         assert text_of(await stream) == expected("a b", 60)
@@ -112,7 +112,7 @@ async def test_a_prefill_engine_is_needed_until_its_cache_is_fetched() -> None:
         assert fleet.engines["p0"].in_flight == 0
         await stand.coordinator.update(config_of(stand, {"p1>d0": 1.0}))
         fleet.engines["d0"].gate.limit = 1
-        assert await stand.coordinator.retire("p0", within_s=5)
+        assert await stand.coordinator.retire("p0", within_s=HUNG_S)
         for stream in streams:
             assert text_of(await stream) == expected("a b", 20)
         assert stand.engines["d0"].kv_pulls == 2
@@ -161,11 +161,11 @@ async def test_nothing_is_lost_while_everything_changes_under_load() -> None:
             await stand.coordinator.update(config_of(stand, {f"c{number - 1}": 0.5, f"c{number}": 0.5}))
             await until(lambda n=number: stand.coordinator.fleet.engines[f"c{n}"].up)
             await stand.coordinator.update(config_of(stand, {f"c{number}": 1.0}))
-            await stand.coordinator.retire(f"c{number - 1}", within_s=5)
+            await stand.coordinator.retire(f"c{number - 1}", within_s=HUNG_S)
             await stand.engines[f"c{number - 1}"].stop()
         done.set()
         await asyncio.gather(*clients)
-        assert len(answers) > 30
+        assert len(answers) >= len(clients)
         assert set(answers) == {expected("a b", 8)}
         assert set(stand.coordinator.fleet.engines) == {"c5"}
 

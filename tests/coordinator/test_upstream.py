@@ -14,7 +14,7 @@ import uvloop
 
 from hexgen2.coordinator import Coordinator, CoordinatorConfig, EngineEndpoint, Limits
 from hexgen2.coordinator.upstream import Connection, Pool
-from tests.waiting import until
+from tests.waiting import HUNG_S, until
 
 from .conftest import MODEL, QUICK
 
@@ -73,7 +73,7 @@ async def serving(answer: bytes, piece: int, close: bool) -> AsyncIterator[tuple
 async def post(pool: Pool) -> tuple[Got, Connection]:
     connection, got = pool.take() or await pool.connect(), Got()
     connection.send(got, "/x", {"A": "b"}, b"body")
-    await asyncio.wait_for(got.end.wait(), 5)
+    await asyncio.wait_for(got.end.wait(), HUNG_S)
     connection.release(done=False)
     return got, connection
 
@@ -206,7 +206,7 @@ def test_an_engine_waits_for_a_client_that_does_not_read(loop: str) -> None:
             http.post(coordinator.url + "/v1/completions", json=body) as response,
         ):
             seen = -1
-            while seen != sent:  # until nothing moves any more
+            while not sent or seen != sent:  # until nothing moves any more
                 seen = sent
                 await asyncio.sleep(0.2)
             assert 0 < sent < 32 * 2**20

@@ -243,4 +243,4 @@ def taken_over(door: Coordinator) -> float:
 
 async def ready(door: Coordinator) -> None:
     """Wait until every engine is back."""
-    await until(lambda: all(engine.up for engine in door.fleet.engines.values()), within_s=30)
+    await until(lambda: all(engine.up for engine in door.fleet.engines.values()))

@@ -68,9 +68,9 @@ async def test_from_bare_nodes_to_a_served_plan_that_loses_a_node_and_no_request
     async with served_on(unlike_nodes, made, tmp_path, said) as (served, load):
         assert await served.kv_bytes() > 0
         await asyncio.to_thread(unlike_nodes.kill, next(name for name in HOSTS if HOSTS[name] == host))
-        await until(lambda: not served.coordinator.fleet.engines[lost.id].up, 60)
+        await until(lambda: not served.coordinator.fleet.engines[lost.id].up)
         await more(load)
-        await until(lambda: f"{lost.id} waits for its node's return" in said.getvalue(), 60)
+        await until(lambda: f"{lost.id} waits for its node's return" in said.getvalue())
         await more(load)
     assert load.lost == []
 
@@ -91,10 +91,10 @@ async def test_a_group_over_two_nodes_falls_and_rises_with_them(
     said = StringIO()
     async with served_on(unlike_nodes, made, tmp_path, said) as (served, load):
         await asyncio.to_thread(unlike_nodes.kill, "b")
-        await until(lambda: "c0 waits for its node's return" in said.getvalue(), 60)
+        await until(lambda: "c0 waits for its node's return" in said.getvalue())
         await more(load)
         await asyncio.to_thread(unlike_nodes.add, "b")
         await until(lambda: "c0 is ready again" in said.getvalue(), 240)
-        await until(lambda: served.coordinator.fleet.engines["c0"].up, 60)
+        await until(lambda: served.coordinator.fleet.engines["c0"].up)
         await more(load)
     assert load.lost == []
