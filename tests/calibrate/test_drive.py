@@ -69,7 +69,7 @@ async def test_an_engine_is_driven_through_the_grid(tmp_path: Path) -> None:
         sent = [one.body for one in engine.received]
     expected = Grid(400, SMALL.tokens, SMALL.batch, 1).points()
     assert len(measured) == len(told) == len(expected)
-    assert all(one.seconds > 5e-4 for one in measured)
+    assert all(one.seconds > 0 for one in measured)
     prompts = [
         tuple(prompt)
         for body in sent

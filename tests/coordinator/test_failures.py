@@ -247,8 +247,9 @@ async def test_a_prefill_engine_that_dies_between_the_legs(
         for _, answer, _ in answers:
             text = text_of(parse_events(answer)) if stream else answer["choices"][0]["text"]
             assert text == expected("a b", 16)
-        # Either the decode engine has said so, or the watch was quicker to find the prefill engine gone.
-        assert await stand.metric("hexgen2:engine_failures_total") == 1
+        # The decode engine says so, unless the watch is quicker to find the prefill engine gone; which may be
+        # asked once more before it does.
+        assert await stand.metric("hexgen2:engine_failures_total") in (1, 2)
 
 
 @pytest.mark.parametrize("stream", [False, True])

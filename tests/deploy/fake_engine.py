@@ -1,6 +1,7 @@
 """A small stand-in for an engine's processes: `fake_engine.py PORT BEHAVIOUR PIDFILE`.
 
-Every behaviour writes the ids of all its processes to PIDFILE, one a line.
+Every behaviour writes the ids of all its processes to PIDFILE, one a line. What serves ends with a segmentation
+fault when it is asked for /crash.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ import http.server
 import os
 import signal
 import sys
-import threading
 import time
 
 
@@ -34,6 +34,8 @@ def fork_sleeper(path: str, own_session: bool, stubborn: bool, depth: int = 1) -
 
 class Health(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
+        if self.path == "/crash":
+            os.kill(os.getpid(), signal.SIGSEGV)
         self.send_response(200)
         self.end_headers()
 
@@ -58,9 +60,8 @@ def main() -> None:
         time.sleep(3600)
     if behaviour == "slow":
         time.sleep(1.0)
-    if behaviour == "dies-later":
+    if behaviour == "orphaning":
         fork_sleeper(path, own_session=True, stubborn=True)
-        threading.Timer(1.0, lambda: os.kill(os.getpid(), signal.SIGSEGV)).start()
     http.server.ThreadingHTTPServer(("127.0.0.1", port), Health).serve_forever()
 
 

@@ -6,13 +6,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from urllib.request import urlopen
 
 from hexgen2.coordinator.config import CoordinatorConfig, EngineEndpoint
 from hexgen2.deploy import Deployment, ProcessSpec, free_ports
+from tests.waiting import HUNG_S
 
 FAKE = Path(__file__).with_name("fake_engine.py")
+
+
+def crash(spec: ProcessSpec) -> None:
+    """The fake engine ends with a segmentation fault."""
+    assert spec.readiness_url is not None
+    with suppress(OSError):  # it cannot answer
+        urlopen(spec.readiness_url.replace("/health", "/crash"), timeout=HUNG_S)
 
 
 class Family:
@@ -40,14 +49,15 @@ class Family:
                 found.append(pid)
         return found
 
-    def gone_within(self, seconds: float) -> bool:
-        deadline = time.monotonic() + seconds
+    def gone(self) -> bool:
+        """Whether none is left, in the end."""
+        deadline = time.monotonic() + HUNG_S
         while self.alive() and time.monotonic() < deadline:
             time.sleep(0.05)
         return not self.alive()
 
     def wait_for(self, count: int) -> None:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + HUNG_S
         while len(self.pids()) < count:
             assert time.monotonic() < deadline, f"only {self.pids()} have started"
             time.sleep(0.05)

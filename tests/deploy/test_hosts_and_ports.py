@@ -72,6 +72,8 @@ def test_free_ports_are_free_distinct_and_not_ephemeral(taken: int) -> None:
     assert taken not in ports
     for port in ports[:5]:
         with socket.socket() as listener:
+            # As servers do: a port is free though connections of one that ended lately linger on it.
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(("127.0.0.1", port))
 
 

@@ -17,8 +17,9 @@ import pytest
 from hexgen2.deploy import Deployment, EngineFailed, LocalLauncher, Progress
 from hexgen2.deploy.processes import GRACE_S
 from hexgen2.specs import InputError
+from tests.waiting import HUNG_S, until
 
-from .family import FAKE, Family, deployment, holding
+from .family import FAKE, Family, crash, deployment, holding
 
 
 async def test_engines_become_ready_with_progress_and_leave(tmp_path: Path, family: Family) -> None:
@@ -26,15 +27,15 @@ async def test_engines_become_ready_with_progress_and_leave(tmp_path: Path, fami
     async with LocalLauncher(tmp_path / "run") as launcher:
         await launcher.start(deployment(family, "slow", "family"))
         await launcher.wait_ready(60, events.append)
+        family.wait_for(4)
         assert len(family.alive()) == 4
         begun = time.monotonic()
     assert time.monotonic() - begun < GRACE_S, "engines that heed SIGTERM need no grace time"
     assert not family.alive()
-    assert [(event.process, event.ready, event.ready_count, event.total) for event in events] == [
-        ("e1", True, 1, 2),
-        ("e0", True, 2, 2),
-    ]
-    assert 0 < events[0].elapsed_s <= events[1].elapsed_s
+    ready = [event for event in events if event.ready]  # there are signs of life between where it takes long
+    assert [(event.ready_count, event.total) for event in ready] == [(1, 2), (2, 2)]
+    assert {event.process for event in ready} == {"e0", "e1"}
+    assert 0 < ready[0].elapsed_s <= ready[1].elapsed_s
     assert "starting" in (tmp_path / "run" / "e0.log").read_text()
     saved = Deployment.model_validate_json((tmp_path / "run" / "deployment.json").read_text())
     assert [spec.name for spec in saved.processes] == ["e0", "e1"]
@@ -62,16 +63,20 @@ async def test_a_rank_without_a_server_that_dies_is_told_too(tmp_path: Path, fam
 async def test_an_engine_that_is_never_ready_is_told(tmp_path: Path, family: Family) -> None:
     async with LocalLauncher(tmp_path / "run") as launcher:
         await launcher.start(deployment(family, "silent"))
-        with pytest.raises(EngineFailed, match=r"e0 was not ready within 4 s\n  starting"):
-            await launcher.wait_ready(4)
+        await until(lambda: "starting" in launcher.log_of("e0").read_text())
+        with pytest.raises(EngineFailed, match=r"e0 was not ready within 1 s\n  starting"):
+            await launcher.wait_ready(1)
     assert not family.alive()
 
 
 async def test_a_later_death_is_seen_and_its_orphans_die(tmp_path: Path, family: Family) -> None:
     async with LocalLauncher(tmp_path / "run") as launcher:
-        await launcher.start(deployment(family, "family", "dies-later"))
+        spec = deployment(family, "family", "orphaning")
+        await launcher.start(spec)
         await launcher.wait_ready(60)
-        gone = await asyncio.wait_for(launcher.watch(), 20)
+        family.wait_for(5)
+        await asyncio.to_thread(crash, spec.processes[1])
+        gone = await asyncio.wait_for(launcher.watch(), HUNG_S)
         assert (gone.process, gone.exit_code) == ("e1", 128 + signal.SIGSEGV)
         assert "killed by signal 11" in str(EngineFailed.exited(gone))
         assert len(family.alive()) == 3, "e1's stubborn child is gone, e0's processes are not"
@@ -132,8 +137,8 @@ def test_nothing_outlives_the_launcher(tmp_path: Path, family: Family, how: sign
     )
     with holding(program, family, 8) as holder:
         holder.send_signal(how)
-        holder.wait(20)
-        assert family.gone_within(15), f"left: {family.alive()}"
+        holder.wait(HUNG_S)
+        assert family.gone(), f"left: {family.alive()}"
 
 
 def test_what_only_the_kernel_can_end_when_the_guard_is_killed(family: Family) -> None:
@@ -144,7 +149,7 @@ def test_what_only_the_kernel_can_end_when_the_guard_is_killed(family: Family) -
     with subprocess.Popen([*command, *engine], stdin=subprocess.PIPE) as process:
         family.wait_for(1)
         process.kill()
-        assert family.gone_within(5)
+        assert family.gone()
 
 
 async def test_a_command_that_is_not_there(tmp_path: Path, family: Family) -> None:
@@ -153,7 +158,7 @@ async def test_a_command_that_is_not_there(tmp_path: Path, family: Family) -> No
     async with LocalLauncher(tmp_path / "run") as launcher:
         await launcher.start(spec.model_copy(update={"processes": (missing,)}))
         with pytest.raises(EngineFailed, match="no-such-command: No such file or directory"):
-            await launcher.wait_ready(10)
+            await launcher.wait_ready(60)
 
 
 async def test_another_machines_node_is_refused(tmp_path: Path, family: Family) -> None:
@@ -201,14 +206,14 @@ async def test_variables_are_set_and_taken_away(
     )
     async with LocalLauncher(tmp_path / "run") as launcher:
         await launcher.start(deployment(family, "silent").model_copy(update={"processes": (spec,)}))
-        assert (await asyncio.wait_for(launcher.watch(), 10)).exit_code == 0
+        assert (await asyncio.wait_for(launcher.watch(), HUNG_S)).exit_code == 0
     assert (tmp_path / "run" / "e0.log").read_text() == "{'HEXGEN2_TEST': '1'}\n"
 
 
 async def test_a_group_of_several_processes_is_ended_and_started_as_a_whole(
     tmp_path: Path, family: Family
 ) -> None:
-    spec = deployment(family, "family", "!silent", "dies-later")
+    spec = deployment(family, "family", "!silent", "orphaning")
     head, rank, other = spec.processes
     group = {"group_id": "e0"}
     spec = spec.model_copy(
@@ -220,8 +225,11 @@ async def test_a_group_of_several_processes_is_ended_and_started_as_a_whole(
         family.wait_for(6)
         before = launcher.pids()
         watch = asyncio.create_task(launcher.watch("e0"))
+        await asyncio.to_thread(crash, other)  # another group's end
+        assert (await asyncio.wait_for(launcher.watch(), HUNG_S)).process == "e2"
+        assert not watch.done()
         await launcher.end_group("e0")
-        assert set(launcher.pids()) <= {"e2"}
+        assert not launcher.pids()
         await launcher.start_group("e0")
         await launcher.wait_ready(60, groups=("e0",))
         after = launcher.pids()
@@ -231,7 +239,7 @@ async def test_a_group_of_several_processes_is_ended_and_started_as_a_whole(
         assert "starting" in launcher.log_of("e0").read_text()
         watch.cancel()
         os.kill(after["e1"], signal.SIGTERM)
-        gone = await asyncio.wait_for(launcher.watch("e0"), 20)
+        gone = await asyncio.wait_for(launcher.watch("e0"), HUNG_S)
         assert (gone.process, gone.log.name) == ("e1", "e1.again1.log")
     assert not family.alive()
 

@@ -11,6 +11,7 @@ import pytest
 
 from hexgen2.deploy import EngineFailed, GroupEvent, ProcessExit, RestartPolicy, Supervisor
 from hexgen2.specs import InputError
+from tests.waiting import HUNG_S
 
 from .builders import cluster, compiled, group, plan
 
@@ -79,7 +80,7 @@ class Watch:
         self._news.set()
 
     async def until(self, kind: str, times: int = 1) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(HUNG_S):
             while self.kinds().count(kind) < times:
                 self._news.clear()
                 await self._news.wait()
@@ -110,7 +111,7 @@ async def test_starts_that_fail_are_repeated_and_bounded() -> None:
     launcher = FakeLauncher([broken, InputError("engine d0", "http", "port 1 is in use", "x"), broken, None])
     watch = Watch(launcher)
     launcher.fail("d0")
-    await asyncio.wait_for(watch.task, 5)  # nothing is left to keep
+    await asyncio.wait_for(watch.task, HUNG_S)  # nothing is left to keep
     assert watch.kinds() == ["down", "starting"] * 3 + ["down", "given_up"]
     assert launcher.calls.count("start d0") == 3
     assert launcher.calls[-1] == "end d0", "what is left of the last start is ended too"
@@ -146,7 +147,7 @@ async def test_without_restarts_the_first_death_is_the_last() -> None:
     launcher = FakeLauncher()
     watch = Watch(launcher, policy=RestartPolicy(tries=0))
     launcher.fail("d0")
-    await asyncio.wait_for(watch.task, 5)
+    await asyncio.wait_for(watch.task, HUNG_S)
     assert watch.kinds() == ["down", "given_up"]
     assert launcher.calls == ["end d0"]
 

@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import dataclass, field
 
 import pytest
-from tests.waiting import until
+from tests.waiting import HUNG_S, until
 
 from hexgen2.cost import CostModel, StageShape
 from hexgen2.emulator import tokens
@@ -58,7 +58,7 @@ async def finished(core: EngineCore, sequences: list[Sequence]) -> list[list[int
     for sequence in sequences:
         core.submit(sequence)
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(HUNG_S):
             return list(await asyncio.gather(*map(collect, sequences)))
     finally:
         await core.stop()
@@ -113,7 +113,7 @@ async def test_a_prompt_waits_until_another_engine_has_fetched_one() -> None:
     await asyncio.sleep(0.01)
     assert second in core.waiting
     core.memory.give(first.blocks)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(HUNG_S):
         assert await second.queue.get() is not None
     await core.stop()
 

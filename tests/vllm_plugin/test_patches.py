@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from hexgen2.vllm_plugin import idle_wait, nixl_affinity, nixl_progress, pipeline_buffers, start_method
+from tests.waiting import HUNG_S
 
 from .conftest import FakeModule
 
@@ -134,7 +135,7 @@ def test_a_connector_cannot_pin_its_thread(factory: type[Factory], fails: bool) 
 @pytest.mark.parametrize(
     ("idle_s", "timeout_ms", "polled_ms"),
     # Shortly after a message: at most the bound. Later: what vLLM itself would wait.
-    [(0.0, None, 2), (0.0, 1, 1), (0.0, 5000, 2), (5.0, None, None), (5.0, 5000, 5000)],
+    [(0.0, None, 2), (0.0, 1, 1), (0.0, 5000, 2), (5e3, None, None), (5e3, 5000, 5000)],
 )
 def test_readers_sleep_instead_of_spinning(
     fake_module: FakeModule, idle_s: float, timeout_ms: int | None, polled_ms: int | None
@@ -142,7 +143,7 @@ def test_readers_sleep_instead_of_spinning(
     class SpinCondition:
         def __init__(self) -> None:
             self.last_read = time.monotonic() - idle_s
-            self.busy_loop_s = 1.0
+            self.busy_loop_s = 1e3  # vLLM's is a second; here no pause of this process may be longer
             self.polls: list[int | None] = []
             self.spins = 0
 
@@ -157,7 +158,7 @@ def test_readers_sleep_instead_of_spinning(
     condition = SpinCondition()
     condition.wait(timeout_ms)
     assert (condition.spins, condition.polls) == (0, [polled_ms])
-    assert condition.busy_loop_s == 1
+    assert condition.busy_loop_s == 1e3
 
 
 def test_the_stage_buffer_is_made_when_it_is_first_needed(fake_module: FakeModule) -> None:
@@ -204,11 +205,11 @@ def test_forked_children_die_with_their_parent(tmp_path: Path) -> None:
                 break
         with open({str(pids)!r}, "a") as file:
             file.write(f"{{os.getpid()}} ")
-        time.sleep(60)
+        time.sleep(600)
         """
     )
     with subprocess.Popen([sys.executable, "-c", program]) as first:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + HUNG_S
         while not pids.exists() or len(pids.read_text().split()) < 3:
             assert time.monotonic() < deadline
             time.sleep(0.02)
@@ -216,7 +217,7 @@ def test_forked_children_die_with_their_parent(tmp_path: Path) -> None:
         os.kill(first.pid, signal.SIGKILL)
         first.wait()
         while left := [pid for pid in family if _runs(pid)]:
-            assert time.monotonic() < deadline + 5, left
+            assert time.monotonic() < deadline + HUNG_S, left
             time.sleep(0.02)
 
 

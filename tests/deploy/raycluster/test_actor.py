@@ -11,6 +11,7 @@ import pytest
 from hexgen2.deploy import ProcessSpec, free_ports
 from hexgen2.deploy.raycluster import actor as module
 from hexgen2.deploy.raycluster.actor import ProcessActor
+from tests.waiting import HUNG_S
 
 from ..family import Family, deployment
 
@@ -47,9 +48,9 @@ async def test_output_and_exit_code_are_told(family: Family) -> None:
 
 
 async def test_what_was_not_seen_is_told_again(family: Family) -> None:
-    actor = holding(running(family, "import os, time; os.write(1, b'abc\\n'); time.sleep(60)"))
+    actor = holding(running(family, "import os, time; os.write(1, b'abc\\n'); time.sleep(600)"))
     assert await actor.start() is None
-    assert await actor.news(0, 20.0) == (0, b"abc\n", None)
+    assert await actor.news(0, HUNG_S) == (0, b"abc\n", None)
     assert await actor.news(0, 1.0) == (0, b"abc\n", None), "the answer may have been lost on its way"
     assert await actor.news(4, 0.01) == (4, b"", None)
     await actor.end()
@@ -61,7 +62,7 @@ async def test_output_that_nobody_fetches_is_bounded(family: Family, monkeypatch
     actor = holding(running(family, "print('x' * 200_000, end='end')"))
     assert await actor.start() is None
     assert actor._process is not None
-    await asyncio.wait_for(actor._process.wait(), 20)
+    await asyncio.wait_for(actor._process.wait(), HUNG_S)
     output, begin, code = await told(actor)
     assert (output[-3:], begin + len(output), code) == (b"end", 200_003, 0)
     assert len(output) <= 1000

@@ -12,8 +12,10 @@ import pytest
 
 from hexgen2.vllm_plugin.asymmetric import lifeline
 from hexgen2.vllm_plugin.asymmetric.lifeline import FollowerLifeline, LeaderLifeline, Lifeline
+from tests.waiting import HUNG_S
 
-SOON_S = 5.0
+SOON_S = HUNG_S
+SILENCE_S = 0.6
 
 
 class Loss(queue.Queue[str]):
@@ -29,9 +31,20 @@ class Loss(queue.Queue[str]):
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Members beat often, and are patient unless a test says otherwise."""
     monkeypatch.setattr(lifeline, "BEAT_S", 0.05)
-    monkeypatch.setattr(lifeline, "SILENCE_S", 0.6)
-    monkeypatch.setattr(lifeline, "JOIN_S", 1.5)
+    monkeypatch.setattr(lifeline, "SILENCE_S", HUNG_S)
+    monkeypatch.setattr(lifeline, "JOIN_S", HUNG_S)
+
+
+@pytest.fixture
+def no_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lifeline, "SILENCE_S", SILENCE_S)
+
+
+@pytest.fixture
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lifeline, "JOIN_S", 1.0)
 
 
 @contextlib.contextmanager
@@ -49,10 +62,28 @@ def group(followers: int) -> Iterator[list[tuple[Lifeline, Loss]]]:
             member.close(orderly=False)
 
 
+def longest_pause(for_s: float) -> float:
+    """For how long at most this process stood still meanwhile, in seconds."""
+    began = looked = time.monotonic()
+    longest = 0.0
+    while looked - began < for_s:
+        time.sleep(0.01)
+        before, looked = looked, time.monotonic()
+        longest = max(longest, looked - before)
+    return longest
+
+
+@pytest.mark.usefixtures("no_silence")
 def test_nothing_is_lost_while_all_live() -> None:
-    with group(2) as members:
-        assert members[0][1].silent(1.5)  # more than twice the silence that counts as death
-        assert all(loss.empty() for _, loss in members)
+    for _ in range(10):
+        with group(2) as members:
+            paused_s = longest_pause(2.5 * SILENCE_S)
+            lost = [loss for _, loss in members if not loss.empty()]
+        if not lost:
+            return
+        # A machine that holds the whole process up is silent indeed; that says nothing.
+        assert paused_s > SILENCE_S / 4, lost[0].get()
+    pytest.skip("this machine holds processes up again and again")
 
 
 def test_a_dead_leader_is_noticed_by_every_follower() -> None:
@@ -87,6 +118,7 @@ def test_each_side_is_told_once() -> None:
         assert members[1][1].silent(0.3)
 
 
+@pytest.mark.usefixtures("no_silence")
 def test_silence_counts_as_death() -> None:
     loss = Loss()
     leader = LeaderLifeline(("127.0.0.1", 0), 2, "same", loss.put)
@@ -95,12 +127,14 @@ def test_silence_counts_as_death() -> None:
         assert "node 1 has been silent" in loss.told()
 
 
+@pytest.mark.usefixtures("no_waiting")
 def test_a_follower_that_never_comes_ends_the_leader() -> None:
     loss = Loss()
     LeaderLifeline(("127.0.0.1", 0), 3, "same", loss.put)
     assert "nodes [1, 2] did not join" in loss.told()
 
 
+@pytest.mark.usefixtures("no_waiting")
 def test_a_leader_that_never_comes_fails_the_follower() -> None:
     with socket.socket() as taken:  # bound and not listening: connections are refused
         taken.bind(("127.0.0.1", 0))

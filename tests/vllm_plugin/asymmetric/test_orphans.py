@@ -9,6 +9,8 @@ import time
 import psutil
 import pytest
 
+from tests.waiting import HUNG_S
+
 CHILD = """
 import signal, sys, time
 from hexgen2.vllm_plugin.asymmetric.orphans import end_with_parent
@@ -16,14 +18,14 @@ if sys.argv[1] == "deaf":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 end_with_parent(grace_s=1.0)
 print("ready", flush=True)
-time.sleep(60)
+time.sleep(600)
 """
 PARENT = """
 import subprocess, sys, time
 child = subprocess.Popen([sys.executable, "-c", sys.argv[1], sys.argv[2]], stdout=subprocess.PIPE)
 child.stdout.readline()
 print(child.pid, flush=True)
-time.sleep(60)
+time.sleep(600)
 """
 
 
@@ -39,7 +41,7 @@ def test_the_child_of_a_killed_parent_ends(kind: str) -> None:
         parent.kill()
         parent.wait()
     try:
-        assert child.wait(timeout=10) is None or not child.is_running()
+        assert child.wait(timeout=HUNG_S) is None or not child.is_running()
     finally:
         if child.is_running():
             child.kill()

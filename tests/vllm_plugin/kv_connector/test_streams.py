@@ -25,7 +25,7 @@ from hexgen2.vllm_plugin.kv_connector.streams import (
 )
 from hexgen2.vllm_plugin.kv_connector.transfer_plan import received_bytes
 from hexgen2.vllm_plugin.kv_connector.wire import Advance
-from tests.waiting import until
+from tests.waiting import HUNG_S, until
 
 from .layouts import Stage, build_memories, untouched, write_sequence, wrong_elements
 from .test_messages import OFFER
@@ -136,20 +136,20 @@ async def test_waiting_ends_with_news_or_with_the_stream() -> None:
     waits = [asyncio.ensure_future(book.wait("k", wanted, 30)) for wanted in (begun, layer, whole)]
     await asyncio.sleep(0)
     book.begin_step([step(0, 96, 4)], [])
-    await asyncio.wait_for(waits[0], 5)
+    await asyncio.wait_for(waits[0], HUNG_S)
     await book.wait("k", begun, 30)  # it is there already
     book.layer_done("a")
     await asyncio.sleep(0.01)
     assert not waits[1].done()
     book.layer_done("b")
-    await asyncio.wait_for(waits[1], 5)
+    await asyncio.wait_for(waits[1], HUNG_S)
     assert not waits[2].done()
     book.end_step()
-    await asyncio.wait_for(waits[2], 5)
+    await asyncio.wait_for(waits[2], HUNG_S)
     waiting = asyncio.ensure_future(book.wait("k", Wanted(10**6, 10**6), 30))
     await asyncio.sleep(0)
     await asyncio.to_thread(book.begin_step, [], [StreamEnd("k", "aborted")])
-    await asyncio.wait_for(waiting, 5)
+    await asyncio.wait_for(waiting, HUNG_S)
     await book.wait("k", Wanted(10**6, 10**6), 30)
     await book.wait("other", begun, 0.01)
 
@@ -258,7 +258,7 @@ async def test_a_cache_is_read_while_it_is_computed(
         if ends == "as a lease":
             await lease()
         for reader, load in zip(readers, loads, strict=True):
-            reports = await asyncio.wait_for(load, 20)
+            reports = await asyncio.wait_for(load, HUNG_S)
             assert wrong_elements(reader.memory, HERE, 0, TOKENS) == 0
             assert untouched(reader.memory, HERE)
             assert sum(report.bytes for report in reports) == received_bytes(reader.memory.table, TOKENS)
@@ -276,7 +276,7 @@ async def test_a_prefill_that_is_broken_off_fails_the_load() -> None:
         assert not load.done()
         worker.streams.begin_step([], [StreamEnd("k", "the prefill was preempted")])
         with pytest.raises(LoadError, match="preempted"):
-            await asyncio.wait_for(load, 20)
+            await asyncio.wait_for(load, HUNG_S)
 
 
 @needs_nixl
@@ -298,7 +298,7 @@ async def test_a_stream_that_ends_during_the_last_read_is_found_invalid(
 
         monkeypatch.setattr(reader.transport, "read", read_and_lose)
         with pytest.raises(LoadError, match="lost during the read"):
-            await asyncio.wait_for(reader.load(order_of([worker])), 20)
+            await asyncio.wait_for(reader.load(order_of([worker])), HUNG_S)
 
 
 @needs_nixl
@@ -313,7 +313,7 @@ async def test_an_abort_ends_the_waiting_and_the_hold() -> None:
         await prefill([worker], 2)
         aborted.set()
         with pytest.raises(LoadAborted):
-            await asyncio.wait_for(load, 20)
+            await asyncio.wait_for(load, HUNG_S)
         await worker.server.order(1, "request", 0.0, "k")
         await until(lambda: bool(worker.ended))
 
@@ -327,7 +327,7 @@ async def test_a_prefill_that_stands_still_is_given_up() -> None:
     ):
         begin(worker, 0, 12)
         with pytest.raises(LoadError, match=r"not come further|did not answer"):
-            await asyncio.wait_for(reader.load(order_of([worker])), 20)
+            await asyncio.wait_for(reader.load(order_of([worker])), HUNG_S)
 
 
 @needs_nixl
@@ -341,4 +341,4 @@ async def test_a_prefill_engine_that_dies_ends_the_load_at_once() -> None:
         await prefill([worker], 2)
         await worker.server.close()
         with pytest.raises(LoadError, match=r"closed the connection|connection broke"):
-            await asyncio.wait_for(load, 20)
+            await asyncio.wait_for(load, HUNG_S)

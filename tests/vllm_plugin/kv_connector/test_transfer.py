@@ -15,6 +15,7 @@ from hexgen2.vllm_plugin.kv_connector.loader import LoadAborted, LoadError, Load
 from hexgen2.vllm_plugin.kv_connector.params import Offer, WorkerAddress
 from hexgen2.vllm_plugin.kv_connector.shards import Slab
 from hexgen2.vllm_plugin.kv_connector.transfer_plan import received_bytes
+from tests.waiting import HUNG_S, until
 
 from .layouts import Memory, Stage, build_memories, untouched, write_sequence, wrong_elements
 from .workers import Worker, make_offer
@@ -124,15 +125,14 @@ async def test_a_release_gives_the_blocks_back_once() -> None:
         peer = await reader.peers.get(offer.workers[0])
         from hexgen2.vllm_plugin.kv_connector.wire import Release
 
-        assert (await peer.connection.ask(Release(1), 2)).held
-        assert not (await peer.connection.ask(Release(1), 2)).held
+        assert (await peer.connection.ask(Release(1), HUNG_S)).held
+        assert not (await peer.connection.ask(Release(1), HUNG_S)).held
         assert [(ended.request, ended.expired) for ended in worker.ended] == [("request", False)]
 
 
 async def test_an_expired_lease_is_an_error_before_anything_is_read() -> None:
     async with prefilled(lease=0.01) as ((worker,), offer), running(build_memories(ONE, **SIZES)) as (reader,):
-        await asyncio.sleep(0.3)
-        assert [ended.expired for ended in worker.ended] == [True]
+        await until(lambda: [ended.expired for ended in worker.ended] == [True])
         with pytest.raises(LoadError, match="lease is ended: nothing was read"):
             await reader.load(order(offer))
         assert untouched(reader.memory, ())
@@ -146,8 +146,7 @@ async def test_a_lease_that_ends_during_the_read_is_an_error_after_it(monkeypatc
         async def slow_read(*arguments):
             worker.book._leases[1].holds.clear()  # as after LONGEST_HOLD_S
             worker.book._leases[1].expires = 0.0
-            await asyncio.sleep(0.3)
-            assert worker.ended, "the blocks have been given back"
+            await until(lambda: bool(worker.ended))  # the blocks have been given back
             for array in worker.memory.arrays.values():
                 array[:] = -1
             return await read(*arguments)
@@ -158,18 +157,19 @@ async def test_a_lease_that_ends_during_the_read_is_an_error_after_it(monkeypatc
 
 
 async def test_a_reader_holds_the_lease_open_while_it_reads(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with prefilled(lease=0.4) as ((worker,), offer), running(build_memories(ONE, **SIZES)) as (reader,):
+    async with prefilled() as ((worker,), offer), running(build_memories(ONE, **SIZES)) as (reader,):
         read = reader.transport.read
 
         async def slow_read(*arguments):
-            await asyncio.sleep(0.8)
+            worker.book._leases[1].expires = 0.0
+            await asyncio.sleep(0.3)  # some looks for leases that are over
+            assert not worker.ended
             return await read(*arguments)
 
         monkeypatch.setattr(reader.transport, "read", slow_read)
         await reader.load(order(offer))
         assert wrong_elements(reader.memory, HERE, 0, TOKENS) == 0
-        await asyncio.sleep(0.3)
-        assert [ended.expired for ended in worker.ended] == [True]
+        await until(lambda: [ended.expired for ended in worker.ended] == [True])
 
 
 async def test_a_reader_faster_than_the_order_waits_for_it() -> None:
@@ -226,7 +226,7 @@ async def test_garbage_on_the_control_port_harms_nobody() -> None:
         for garbage in (b"\xff" * 100, b"\x00\x00\x00\x02\x91\x01", b"GET / HTTP/1.1\r\n\r\n"):
             stream, writer = await asyncio.open_connection("127.0.0.1", worker.address.port)
             writer.write(garbage)
-            assert await asyncio.wait_for(stream.read(), 7) == b""
+            assert await asyncio.wait_for(stream.read(), HUNG_S) == b""
             writer.close()
         await reader.load(order(offer))
         assert wrong_elements(reader.memory, HERE, 0, TOKENS) == 0

@@ -13,6 +13,7 @@ from hexgen2.vllm_plugin.kv_connector.params import VERSION, Offer, WorkerAddres
 from hexgen2.vllm_plugin.kv_connector.peers import Peers
 from hexgen2.vllm_plugin.kv_connector.streams import StreamBook
 from hexgen2.vllm_plugin.kv_connector.transport import NixlTransport, ReadReport
+from tests.waiting import HUNG_S
 
 from .layouts import Memory
 
@@ -23,7 +24,7 @@ class Worker:
     """One worker of an engine; `start` it in the loop that is to run it."""
 
     def __init__(
-        self, memory: Memory, model: str = MODEL, timeout_s: float = 20.0, engine: str = "engine"
+        self, memory: Memory, model: str = MODEL, timeout_s: float = HUNG_S, engine: str = "engine"
     ) -> None:
         self.memory = memory
         self.incarnation = uuid.uuid4().hex
@@ -34,7 +35,7 @@ class Worker:
         identity = Identity(engine, self.incarnation, model, memory.table)
         self.streams = StreamBook([shard.layer for shard in memory.table.layers], self.book)
         self.server = ControlServer(identity, self.book, self.streams, self.transport, self.ended.extend)
-        self.peers = Peers(model, self.transport, self.incarnation, 5.0)
+        self.peers = Peers(model, self.transport, self.incarnation, HUNG_S)
         self.loader = Loader(memory.table, self.transport, self.peers, self.incarnation, timeout_s, 1)
         self.address = WorkerAddress("127.0.0.1", 1, self.incarnation)
 

@@ -135,14 +135,14 @@ class RayLauncher(ProcessLauncher[RayProcess]):
             name=f"hexgen2-{processes[0].group_id}",
             bundle_label_selector=[{"ray.io/node-id": node.id} for node in nodes],
         )
-        deadline = time.monotonic() + PLACE_S
+        began = time.monotonic()
         try:
             while not await asyncio.to_thread(placement.wait, 1):
                 self._watch.places.require(spec.node for spec in processes)
                 gone = [spec.node for spec in processes if not self._watch.alive(spec.node)]
                 if gone:
                     raise InputError(OPTION, f"node {gone[0]}", "is gone", "wait for its return")
-                if time.monotonic() >= deadline:
+                if time.monotonic() - began >= PLACE_S:
                     raise self._scarce(processes, nodes)
         except BaseException:
             await asyncio.shield(self._release(placement, ()))
