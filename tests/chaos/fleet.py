@@ -146,7 +146,7 @@ class Tormentor:
         self._engines = engines
         self._schedule = schedule
         self.done: Counter[str] = Counter()
-        self._ends: set[asyncio.Task[None]] = set()
+        self._ends: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Tormentor:
         self._task = asyncio.create_task(self._run())
@@ -162,9 +162,7 @@ class Tormentor:
         began = time.monotonic()
         for outage in self._schedule:
             await asyncio.sleep(max(0.0, began + outage.at_s - time.monotonic()))
-            end = asyncio.create_task(self._do(outage))
-            self._ends.add(end)
-            end.add_done_callback(self._ends.discard)
+            self._ends.append(asyncio.create_task(self._do(outage)))
 
     async def _do(self, outage: Outage) -> None:
         engine = self._engines[outage.group]

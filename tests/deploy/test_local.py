@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from hexgen2.deploy import Deployment, EngineFailed, LocalLauncher, Progress
+from hexgen2.deploy import Deployment, EngineFailed, LocalLauncher, Progress, free_ports
+from hexgen2.deploy.ports import is_free
 from hexgen2.deploy.processes import GRACE_S
 from hexgen2.specs import InputError
 from tests.waiting import HUNG_S, until
@@ -139,6 +140,35 @@ def test_nothing_outlives_the_launcher(tmp_path: Path, family: Family, how: sign
         holder.send_signal(how)
         holder.wait(HUNG_S)
         assert family.gone(), f"left: {family.alive()}"
+
+
+HEIR = """
+import os, socket, sys, threading, time
+server = socket.create_server(("127.0.0.1", int(sys.argv[1])))
+if os.fork() == 0:
+    memory = bytearray(300 << 20)
+    memory[::4096] = b"x" * (300 << 8)
+    threading.Thread(target=time.sleep, args=(600,), daemon=True).start()
+    print("up", flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_port_that_a_killed_child_inherited_is_free_when_the_guard_leaves() -> None:
+    """As vLLM's engine core inherits its server's: it looks dead while its memory is still taken down."""
+    guard = sys.modules["hexgen2.deploy.guard"]
+    for _ in range(5):
+        port = free_ports()("127.0.0.1")
+        command = [sys.executable, "-I", "-S", str(guard.__file__), "1", "--", sys.executable, "-c", HEIR]
+        with subprocess.Popen(
+            [*command, str(port)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+        ) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"up\n"
+            for pid in guard.descendants(process.pid):
+                os.kill(pid, signal.SIGKILL)
+            process.wait(20)
+            assert is_free("127.0.0.1", port)
 
 
 def test_what_only_the_kernel_can_end_when_the_guard_is_killed(family: Family) -> None:

@@ -115,6 +115,7 @@ def main(arguments: list[str]) -> int:
     left = kill_tree(me)
     if left:
         print(f"guard: processes {left} did not die", file=sys.stderr)
+    _reap_all(LAST_WORDS_S)
     status = exits.get(engine.pid)
     return 128 + signal.SIGKILL if status is None else status
 
@@ -127,6 +128,20 @@ def _reap() -> dict[int, int]:
             code = os.waitstatus_to_exitcode(ended[1])
             exits[ended[0]] = code if code >= 0 else 128 - code
     return exits
+
+
+def _reap_all(timeout_s: float) -> None:
+    """Wait until all that was killed has given back its ports and its memory.
+
+    A process looks dead (a zombie) as soon as its first thread is gone, while the others still take down its
+    memory and hold its sockets, an engine core even the port that it inherited. It can be reaped only when
+    they are gone too.
+    """
+    deadline = time.monotonic() + timeout_s
+    with suppress(ChildProcessError):  # none is left
+        while time.monotonic() < deadline:
+            if not os.waitpid(-1, os.WNOHANG)[0]:
+                time.sleep(0.005)
 
 
 if __name__ == "__main__":
