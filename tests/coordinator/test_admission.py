@@ -180,6 +180,48 @@ async def test_waiting_is_bounded() -> None:
     await served.finish()
 
 
+async def test_a_burst_after_a_quiet_time_waits() -> None:
+    """How fast requests came then says nothing of how fast they are served."""
+    served = Served(admission(1, wait_s=5.0))
+    await served.add("before")
+    await served.finish()
+    for number in range(20):
+        await served.add(str(number))
+    assert (served.door.running, served.door.waiting) == (1, 19)
+    await served.finish()
+
+
+async def test_a_queue_that_would_take_too_long_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One request a second ends, so nine more take longer than the five seconds that one may wait."""
+    now = 100.0
+    monkeypatch.setattr("hexgen2.coordinator.admission._now", lambda: now)
+    served = Served(admission(1, wait_s=5.0))
+    for number in range(12):
+        await served.add(str(number))
+    served.door.refuse_early("")  # nothing is known yet
+    for count in (2, 3):
+        now += 1.0
+        served.gate.release()
+        await until(lambda count=count: len(served.order) == count)
+    with pytest.raises(ApiError) as refused:
+        served.door.refuse_early("")
+    assert (refused.value.status, refused.value.retry_after_s) == (429, pytest.approx(10.0, rel=0.06))
+    await served.finish()
+
+
+async def test_without_patience_nobody_waits_for_an_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    served = Served(admission(1, wait_s=5.0))
+    await served.add("first")
+    monkeypatch.setattr(served.door._room, "patience_s", lambda _: 0.0)
+    began = time.monotonic()
+    with pytest.raises(ApiError) as refused:
+        async with served.door.admitted("", Want()):
+            pass
+    assert refused.value.code == "no_engine_available"
+    assert time.monotonic() - began < 4.0
+    await served.finish()
+
+
 async def test_a_client_that_leaves_the_queue_leaves_no_trace() -> None:
     served = Served(admission(1))
     for name in "abc":

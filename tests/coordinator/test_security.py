@@ -128,3 +128,18 @@ def test_a_file_is_read_again_only_when_it_changed(tmp_path: Path, monkeypatch: 
     file.unlink()
     reloader.look()
     assert keys.who("Bearer two") is not None
+
+
+def test_a_file_that_vanishes_while_it_is_read_does_not_end_the_watch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "keys"
+    file.write_text("one\n")
+    keys = ApiKeys.from_file(file)
+
+    def vanishes() -> None:
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr(keys, "reload", vanishes)
+    Reloader([keys]).look(force=True)
+    assert keys.who("Bearer one") is not None

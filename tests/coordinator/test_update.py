@@ -178,6 +178,19 @@ async def test_an_engine_cannot_move_under_one_name() -> None:
         await stand.complete()
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_an_engine_that_ended_may_come_back_elsewhere(workers: int) -> None:
+    """A change that fails starts what it had ended again, at ports that are free then."""
+    async with running({"c0": 1.0}, workers=workers) as stand:
+        await stand.complete()
+        stand.engines["c0"].kill()
+        await until(lambda: not stand.coordinator.fleet.engines["c0"].up)
+        async with extra(stand, "c0"):
+            await stand.coordinator.update(config_of(stand, {"c0": 1.0}))
+            assert (await stand.complete("a b", max_tokens=3))["choices"][0]["text"] == expected("a b", 3)
+            assert len(stand.received("c0")) == 1
+
+
 async def test_a_listener_hears_of_lengths() -> None:
     class Ear:
         def __init__(self) -> None:

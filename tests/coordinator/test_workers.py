@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
 import sys
@@ -193,6 +194,26 @@ async def test_a_killed_worker_takes_only_its_own_requests() -> None:
         answers = await asyncio.gather(*(ask(stand, f"later {n}", max_tokens=4) for n in range(24)))
         assert all(whole(events, f"later {n}", 4) for n, (_, events) in enumerate(answers))
         assert (await by_worker(stand))[0] > taken[0]
+
+
+async def test_a_worker_that_cannot_be_started_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A moment without a free process or descriptor must not cost a worker for ever."""
+    async with running({"c0": 1.0}, workers=2) as stand:
+        workers = stand.coordinator.workers
+        assert workers is not None
+        start, refused = asyncio.create_subprocess_exec, list[OSError]()
+
+        async def refuse_once(*command: Any, **options: Any) -> asyncio.subprocess.Process:
+            if not refused:
+                refused.append(OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)))
+                raise refused[0]
+            return await start(*command, **options)
+
+        monkeypatch.setattr(asyncio, "create_subprocess_exec", refuse_once)
+        before = workers.pids
+        os.kill(before[0], signal.SIGKILL)
+        await until(lambda: len(set(workers.pids) - set(before)) == 1, 15)
+        assert refused
 
 
 async def test_a_worker_that_hangs_is_replaced() -> None:

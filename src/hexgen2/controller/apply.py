@@ -86,6 +86,8 @@ class Applier:
                 log.warning("nothing serves while %s start", ", ".join(seat.id for seat in wave.starts))
             if stops:
                 await self._engines.end(stops)
+                for group in stops:  # where nothing serves meanwhile they were not retired
+                    self._coordinator.engine_ended(group)
             try:
                 if wave.starts:
                     await self._engines.start(final, [seat.id for seat in wave.starts])

@@ -23,10 +23,10 @@ from typing import Protocol
 
 from hexgen2.coordinator.errors import ApiError, no_path
 from hexgen2.coordinator.fleet import Place, Want
+from hexgen2.coordinator.pace import Pace
 
 # The part of the places that each line gets while both wait: the short ones, the long ones.
 _LINE_SHARES = (3.0, 1.0)
-_RATE_MEMORY_S = 10.0
 # Nobody is let into a queue that takes longer than this part of the time one may wait: the estimate is rough
 # (requests end in bursts), and who waits in vain is told late what could have been told at once.
 _SURE = 0.7
@@ -113,8 +113,7 @@ class Admission:
         self._served = [0.0, 0.0]  # places that each line has had, over its share
         self._numbers = itertools.count()
         self._per_key: Counter[str] = Counter()
-        self._ended = 0.0  # requests that ended lately, those longer ago counted for less
-        self._ended_at = 0.0
+        self._pace = Pace()
         self.running = 0
 
     @property
@@ -122,8 +121,8 @@ class Admission:
         return len(self._lines[0]) + len(self._lines[1])
 
     def expected_wait_s(self) -> float:
-        """How long the last in line will wait, by how fast requests have been ending lately."""
-        return (self.waiting + 1) * _RATE_MEMORY_S / self._ended if self._ended >= 1.0 else 0.0
+        """How long the last in line will wait, by how fast requests end while some wait."""
+        return self._pace.seconds_for(self.waiting + 1, _now())
 
     def refuse_early(self, key: str) -> None:
         """ApiError where a request has no chance: cheap, and asked before its body is read."""
@@ -167,13 +166,17 @@ class Admission:
         if not line:  # it has no claim to what it left to the other line while it was empty
             self._served[want.long] = max(self._served[want.long], self._served[not want.long])
         line.add(lane, waiting)
+        self._pace.note(_now(), waits=True)
         patience_s = self._room.patience_s(want)
         try:
-            async with asyncio.timeout(min(self._limits.wait_s, patience_s or math.inf)):
+            async with asyncio.timeout(
+                min(self._limits.wait_s, math.inf if patience_s is None else patience_s)
+            ):
                 return await future
         except BaseException as error:
             if not future.done() or future.cancelled():
                 line.remove(lane, waiting)
+                self._pace.note(_now(), waits=self.waiting > 0)
             elif future.exception() is None:
                 self._leave(future.result())  # the place was given at the very moment the wait ended
             if isinstance(error, TimeoutError):
@@ -184,15 +187,14 @@ class Admission:
 
     def _leave(self, place: Place) -> None:
         place.leave()
-        now = asyncio.get_running_loop().time()
-        self._ended = self._ended * math.exp((self._ended_at - now) / _RATE_MEMORY_S) + 1.0
-        self._ended_at = now
+        self._pace.note(_now(), waits=self.waiting > 0, ended=1)
         self.refill()
 
     def refill(self) -> None:
         """Give free places to who waits."""
         while self.waiting and any(self._grant(line) for line in self._turns()):
             pass
+        self._pace.note(_now(), waits=self.waiting > 0)
 
     def _turns(self) -> list[int]:
         """The lines that have somebody, the one first that would have had less once its first is served."""
@@ -227,6 +229,10 @@ class Admission:
 
     def _retry_after(self) -> float:
         return min(max(1.0, self.expected_wait_s()), 60.0)
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _refused(message: str, retry_after_s: float) -> ApiError:

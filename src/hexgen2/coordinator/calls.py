@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Self
 from hexgen2.coordinator.engine import Engine
 from hexgen2.coordinator.errors import EngineFailure, FailureKind
 from hexgen2.coordinator.stream import DONE, EventBlocks, failure_in
-from hexgen2.coordinator.upstream import Connection, Pool
+from hexgen2.coordinator.upstream import Connection, Pool, lacks_means
 
 if TYPE_CHECKING:
     from hexgen2.coordinator.client import EngineClient
@@ -73,7 +73,8 @@ class EngineCall:
         """End the call from outside, as a failure of that engine; one that has all its answer cannot fail."""
         if self._failure is None and not self.done and self._whole is None:
             self._fail(EngineFailure(kind, group_id, detail))
-            if self._connecting is not None:
+            # One that has run out in this very turn of the event loop can be moved no more, and need not be.
+            if self._connecting is not None and not self._connecting.expired():
                 self._connecting.reschedule(self._now())
 
     # What the connection tells
@@ -177,6 +178,8 @@ class EngineCall:
             # A late connection is no proof of death: /health decides.
             raise EngineFailure("connect", self.engine.id, f"no connection within {limit_s:g} s") from error
         except OSError as error:
+            if lacks_means(error):
+                raise EngineFailure("connect", self.engine.id, f"no connection: {error.strerror}") from error
             detail = "it refuses connections"
             self._client.desk.mark_down(self.engine, detail)
             raise EngineFailure("connect", self.engine.id, detail) from error

@@ -11,6 +11,7 @@ from hexgen2.coordinator.calls import EngineCall
 from hexgen2.coordinator.config import Timeouts
 from hexgen2.coordinator.desk import Desk
 from hexgen2.coordinator.engine import Engine
+from hexgen2.coordinator.errors import out_of_service
 from hexgen2.coordinator.upstream import Pool
 
 # A process that did nothing for so long, beyond the watch's own pause, was not given the time.
@@ -72,8 +73,14 @@ class EngineClient:
 
     def call(self, group_id: str, kv_from: str | None = None) -> EngineCall:
         """A request to an engine, which may have to fetch the prompt's KV cache from `kv_from`."""
-        source = self.desk.engines[kv_from] if kv_from is not None else None
-        return EngineCall(self, self.desk.engines[group_id], source)
+        return EngineCall(self, self.engine(group_id), None if kv_from is None else self.engine(kv_from))
+
+    def engine(self, group_id: str) -> Engine:
+        """EngineFailure where it was taken out of service: a request may outlive an engine on its path."""
+        engine = self.desk.engines.get(group_id)
+        if engine is None:
+            raise out_of_service(group_id)
+        return engine
 
     async def _watch_calls(self) -> None:
         loop = asyncio.get_running_loop()

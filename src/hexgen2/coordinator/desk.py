@@ -12,7 +12,7 @@ from typing import Literal, Protocol
 
 from hexgen2.coordinator.admission import Admission
 from hexgen2.coordinator.engine import Engine
-from hexgen2.coordinator.errors import EngineFailure
+from hexgen2.coordinator.errors import EngineFailure, out_of_service
 from hexgen2.coordinator.fleet import Fleet, Place, Want
 from hexgen2.coordinator.traffic import Served
 from hexgen2.specs.routing import Path
@@ -61,7 +61,8 @@ class Desk(Protocol):
         ...
 
     def turn(self, group: str, priority: int) -> AbstractAsyncContextManager[None]:
-        """A second leg's slot at a decode engine inside the block; EngineFailure where that goes down."""
+        """A second leg's slot at a decode engine inside the block; EngineFailure where that goes down, or is
+        gone already."""
         ...
 
     def leg(self, engine: Engine, by: int) -> None:
@@ -119,7 +120,10 @@ class LocalDesk:
         return path is not None
 
     def turn(self, group: str, priority: int) -> AbstractAsyncContextManager[None]:
-        return self._fleet.engines[group].gate.turn(priority)
+        engine = self._fleet.engines.get(group)
+        if engine is None:
+            raise out_of_service(group)
+        return engine.gate.turn(priority)
 
     def leg(self, engine: Engine, by: int) -> None:
         engine.in_flight += by

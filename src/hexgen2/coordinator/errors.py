@@ -64,6 +64,11 @@ class EngineFailure(Exception):
         return ApiError(status, message, kind="server_error", code=f"engine_{self.kind}")
 
 
+def out_of_service(group_id: str) -> EngineFailure:
+    """The engine is not part of the plan any more."""
+    return EngineFailure("down", group_id, "it was taken out of service")
+
+
 class ClientGone(Exception):
     """The client's connection broke while it was being written to. Not the engine's fault: never retried."""
 

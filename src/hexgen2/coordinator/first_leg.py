@@ -29,7 +29,6 @@ class FirstLeg:
     def __init__(self, config: CoordinatorConfig, client: EngineClient, meter: Meter) -> None:
         self._timeouts = config.timeouts
         self._client = client
-        self._engines = client.desk.engines
         self._meter = meter
         self._overlap = config.overlap_kv
         self._streams: dict[str, tuple[int, legs.Body]] = {}
@@ -39,7 +38,7 @@ class FirstLeg:
         """What leg 2 needs to be sent along with leg 1; None where it should wait for leg 1's end: the engine
         has not said it yet in this life, or its prompts queue, or the decode engine has no place free. Waiting
         there for a prefill that waits itself would keep others out."""
-        engine = self._engines[group]
+        engine = self._client.engine(group)
         life, stream = self._streams.get(group, (-1, None))
         if not self._overlap or life != engine.lives or engine.in_flight >= _AHEAD or not decode.gate.is_free:
             return None
@@ -51,7 +50,7 @@ class FirstLeg:
         """What it leaves for leg 2, or the engine's refusal. With a `key` the cache can be read by that name
         meanwhile."""
         began, sent_at = time.perf_counter(), asyncio.get_running_loop().time()
-        life, within = self._engines[group].lives, self._timeouts.prefill_s
+        life, within = self._client.engine(group).lives, self._timeouts.prefill_s
         async with self._client.call(group) as call:
             body, headers = encode(legs.prefill_body(request.body, key)), part.headers(request.headers)
             await call.open(request.endpoint, body, headers, within)
@@ -72,7 +71,7 @@ class FirstLeg:
 
     def second_body(self, request: ClientRequest, handoff: legs.Handoff) -> bytes:
         """Leg 2's body, with the KV cache as long as that can be trusted; EngineFailure where it is lost."""
-        engine = self._engines.get(handoff.prefill)
+        engine = self._client.desk.engines.get(handoff.prefill)
         if engine is None or engine.lives != handoff.life or not engine.up:
             raise EngineFailure("down", handoff.prefill, "it went down before its KV cache was fetched")
         reason = None

@@ -111,19 +111,20 @@ class Fleet:
         self.update(config)
 
     def meet(self, config: CoordinatorConfig) -> list[Engine]:
-        """Take in the engines of a config that are new, without using them yet; which they are. ValueError
-        where a known one has another address than before.
+        """Take in the engines of a config that are new, without using them yet; which they are. One that is down
+        may be another process at another address by now; ValueError where one that is up has moved.
         """
         limits = config.limits
+        new: list[Engine] = []
         for endpoint in config.engines:
             known = self.engines.get(endpoint.group_id)
-            if known is not None and known.endpoint.url != endpoint.url:
+            if known is not None and known.endpoint.url == endpoint.url:
+                continue
+            if known is not None and known.up:
                 raise ValueError(f"engine {endpoint.group_id} is at {known.endpoint.url}; name a new one anew")
-        new = [
-            Engine(endpoint, limits.capacity_factor, limits.kv_full)
-            for endpoint in config.engines
-            if endpoint.group_id not in self.engines
-        ]
+            made = Engine(endpoint, limits.capacity_factor, limits.kv_full)
+            made.lives = 0 if known is None else known.lives
+            new.append(made)
         self.engines |= {engine.id: engine for engine in new}
         self.breakers |= {engine.id: Breaker(self._breaker) for engine in new}
         return new
@@ -360,7 +361,7 @@ class Fleet:
             engine.lives += 1
         engine.up, engine.reason, engine.kv_used = False, reason, 0.0
         engine.end_work(reason, silent)
-        for watcher in self.watchers:
+        for watcher in self.watchers if self.engines.get(engine.id) is engine else ():
             watcher.engine_down(engine, reason, silent)
         if was_up:
             self._changed()

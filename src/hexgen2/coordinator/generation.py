@@ -84,12 +84,18 @@ class Generation:
             status = str(error.status)
             error.request_id = id_
             raise
+        except web.HTTPException as error:  # a body that is too large
+            status = str(error.status)
+            raise
         except (asyncio.CancelledError, ConnectionError):
             self._meter.count("cancelled")
             raise
         except errors.ClientGone:
             self._meter.count("cancelled")
             return web.Response(status=499)  # nobody reads it
+        except Exception:
+            status = "500"
+            raise
         finally:
             self._meter.count("requests", http.path, status)
             trace.note(**{"hexgen2.status": status})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import math
 import re
 
@@ -14,6 +15,9 @@ from hexgen2.coordinator.client import EngineClient
 from hexgen2.coordinator.config import CoordinatorConfig
 from hexgen2.coordinator.engine import Engine
 from hexgen2.coordinator.fleet import Fleet
+from hexgen2.coordinator.upstream import lacks_means
+
+log = logging.getLogger(__name__)
 
 # Answers to /metrics are large and matter less than the next /health poll.
 _METRICS_S = 1.0
@@ -76,15 +80,8 @@ class HealthWatch:
         fleet, began = self._fleet, asyncio.get_running_loop().time()
         try:
             status = (await self._get(engine, "/health"))[0]
-        except (aiohttp.ClientConnectorError, aiohttp.ServerDisconnectedError, ConnectionError) as error:
-            fleet.mark_down(engine, f"no connection ({type(error).__name__})")
-        except (aiohttp.ClientError, TimeoutError):
-            if engine.heard_at > began:
-                return  # it is busy answering requests, or this process was late itself
-            engine.missed_polls += 1
-            if engine.missed_polls >= self._unhealthy_after or not engine.up:
-                reason = f"no answer from /health, {engine.missed_polls} times in a row"
-                fleet.mark_down(engine, reason, silent=True)
+        except (aiohttp.ClientError, ConnectionError, TimeoutError) as error:
+            self._unanswered(engine, error, began)
         else:
             if status == 200:
                 fleet.mark_up(engine)
@@ -93,6 +90,19 @@ class HealthWatch:
                 await self._ask_kv(engine)
             else:
                 fleet.mark_down(engine, f"/health answered {status}")
+
+    def _unanswered(self, engine: Engine, error: Exception, began: float) -> None:
+        """A poll from `began` on (event-loop time) came to nothing."""
+        gone = (aiohttp.ClientConnectorError, aiohttp.ServerDisconnectedError, ConnectionError)
+        if isinstance(error, OSError) and lacks_means(error):
+            log.warning("engine %s cannot be asked for its health: %s", engine.id, error.strerror)
+        elif isinstance(error, gone):
+            self._fleet.mark_down(engine, f"no connection ({type(error).__name__})")
+        elif engine.heard_at <= began:  # else it is busy answering requests, or this process was late itself
+            engine.missed_polls += 1
+            if engine.missed_polls >= self._unhealthy_after or not engine.up:
+                reason = f"no answer from /health, {engine.missed_polls} times in a row"
+                self._fleet.mark_down(engine, reason, silent=True)
 
     async def _ask_length(self, engine: Engine) -> None:
         """The longest context, shown by /v1/models; an engine that does not say leaves it open."""

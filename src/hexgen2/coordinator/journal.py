@@ -66,11 +66,15 @@ def _has_media(messages: Any) -> bool:
         return False
     contents = [message.get("content") for message in messages if isinstance(message, dict)]
     parts = [part for content in contents if isinstance(content, list) for part in content]
-    return any(not isinstance(part, str) and (part or {}).get("type") != "text" for part in parts)
+    return any(not isinstance(part, str) and _type_of(part) != "text" for part in parts)
+
+
+def _type_of(part: Any) -> Any:
+    return part.get("type") if isinstance(part, dict) else None
 
 
 def _restricts(response_format: Any) -> bool:
-    return isinstance(response_format, dict) and response_format.get("type") not in (None, "text")
+    return isinstance(response_format, dict) and _type_of(response_format) not in (None, "text")
 
 
 class Journal:

@@ -44,7 +44,7 @@ async def prepare(exchange: Exchange, client: EngineClient, target: str, within_
         exchange.sent = exchange.first_sent
         exchange.splice = Replay(journal.record, journal.frame)
         return
-    left = tokens_left(request.body, request.chat, journal, client.desk.engines[target].max_model_len)
+    left = tokens_left(request.body, request.chat, journal, client.engine(target).max_model_len)
     if left is None or left < 1:
         raise CannotContinue("unknown_length" if left is None else "no_tokens_left")
     seam = None

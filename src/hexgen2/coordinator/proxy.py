@@ -188,7 +188,7 @@ class Proxy:
         request = exchange.sent
         if path.prefill is None:
             return await self._generate(exchange, path, request.raw)
-        stream = self._first.stream(path.prefill, self._desk.engines[path.target])
+        stream = self._first.stream(path.prefill, self._client.engine(path.target))
         if stream is not None:
             return await self._overlap(exchange, path, path.prefill, stream)
         handoff = await self._leg_1(exchange, path.prefill)
@@ -245,7 +245,7 @@ class Proxy:
     async def _generate(self, exchange: Exchange, path: Path, body: bytes) -> web.StreamResponse:
         """Leg 2, or the only leg: the answer goes to the client."""
         request, timeouts = exchange.sent, self._config.timeouts
-        began, engine = time.perf_counter(), self._desk.engines[path.target]
+        began, engine = time.perf_counter(), self._client.engine(path.target)
         where = _where(path.target, engine.endpoint.role)
         part = exchange.trace.part("leg" if path.prefill is None else "leg_2", **where)
         with part:

@@ -49,7 +49,7 @@ class Reloader:
             self._seen[number] = stamp
             try:
                 thing.reload()
-            except InputError as error:
+            except (InputError, OSError) as error:  # the latter where it changes while it is read
                 log.error("not taken over, the former stays in use: %s", error)
             else:
                 log.info("read again: %s", ", ".join(map(str, thing.files)))

@@ -20,6 +20,7 @@ from hexgen2.coordinator.app import Api
 from hexgen2.coordinator.auth import ApiKeys
 from hexgen2.coordinator.client import EngineClient
 from hexgen2.coordinator.config import CoordinatorConfig
+from hexgen2.coordinator.descriptors import raise_limit
 from hexgen2.coordinator.desk import LocalDesk
 from hexgen2.coordinator.fleet import Fleet
 from hexgen2.coordinator.generation import Generation
@@ -169,6 +170,7 @@ class Coordinator:
             await self.stop()
 
     async def start(self, host: str, port: int) -> None:
+        raise_limit()
         surface = Surface(self.config, self._keys)
         generation = Generation(self.config, self._client, self.metrics, surface, self._tracing)
         self._api = Api(self.config, self._client, self.fleet, self.metrics, surface, generation, self.live)

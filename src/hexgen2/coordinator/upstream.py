@@ -8,6 +8,7 @@ further turn of the event loop that it takes, cost as much as everything else th
 from __future__ import annotations
 
 import asyncio
+import errno
 import ssl
 from collections.abc import Mapping
 from functools import cached_property
@@ -22,6 +23,16 @@ KEEPALIVE_S = 3.0
 # How long the end of a body may take after its receiver has let go of it, before the connection is closed
 # instead of kept.
 TAIL_S = 0.2
+
+
+# What keeps this machine from making any connection, however well the other end is.
+_LACKS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
+
+
+def lacks_means(error: OSError) -> bool:
+    """Whether a connection failed for want of descriptors, memory or ports here, which says nothing of the
+    engine: taking it for dead would end all that it works on."""
+    return error.errno in _LACKS
 
 
 class Receiver(Protocol):

@@ -13,6 +13,7 @@ from aiohttp import web
 
 from hexgen2.coordinator import logs
 from hexgen2.coordinator.client import EngineClient
+from hexgen2.coordinator.descriptors import raise_limit
 from hexgen2.coordinator.generation import Generation
 from hexgen2.coordinator.loop import run
 from hexgen2.coordinator.reload import Reloader
@@ -63,6 +64,7 @@ class Worker:
         await self.wire.open(control)
         settings = await self._told
         logs.configure(settings.log_level, settings.log_json)
+        raise_limit()
         keys, tls, tracing = settings.keys(), settings.tls(), settings.tracing()
         surface, meter = Surface(settings.config, keys), RemoteMeter(self.wire)
         client = EngineClient(self._desk, settings.config.timeouts)

@@ -66,10 +66,10 @@ class Link:
         self._begin(id_, self._desk.admitted(key, want_in(want)))
 
     def _on_turn(self, id_: int, group: str, priority: int) -> None:
-        if group in self._desk.engines:
+        try:
             self._begin(id_, self._desk.turn(group, priority))
-        else:
-            self.wire.send("failed", id_, error_out(EngineFailure("down", group, "it is taken out of service")))
+        except EngineFailure as gone:
+            self.wire.send("failed", id_, error_out(gone))
 
     def _begin(self, id_: int, scope: AbstractAsyncContextManager[Held | None]) -> None:
         task = self._holds[id_] = asyncio.create_task(self._hold(id_, scope), name="worker-hold")

@@ -130,12 +130,17 @@ class Workers:
         clock, pause_s, came_up = asyncio.get_running_loop().time, 0.25, False
         while not self._ending:
             began = clock()
-            code, ready = await self._run(place)
-            came_up = came_up or ready
+            try:
+                code, ready = await self._run(place)
+            except OSError as error:  # no process or descriptor is to be had now
+                log.error("worker %d cannot be started: %s", place, error)
+            else:
+                came_up = came_up or ready
+                if came_up and not self._ending:
+                    self._metrics.worker_restarts.inc()
+                    log.warning("worker %d ended (%d) and is started again", place, code)
             if self._ending or not came_up:
                 return
-            self._metrics.worker_restarts.inc()
-            log.warning("worker %d ended (%d) and is started again", place, code)
             pause_s = 0.0 if clock() - began > _LASTING_S else min(max(0.25, 2 * pause_s), _MAX_PAUSE_S)
             await asyncio.sleep(pause_s)
 
@@ -147,10 +152,12 @@ class Workers:
         numbers = [theirs.fileno(), *(one.fileno() for one in self._sockets[place])]
         command = (sys.executable, "-m", "hexgen2.coordinator.workers", *map(str, numbers))
         env = os.environ | {"PYTHONHASHSEED": str(self._seed)}
-        with theirs:
+        with contextlib.ExitStack() as unless_started, theirs:
+            unless_started.enter_context(ours)
             process = await asyncio.create_subprocess_exec(
                 *command, pass_fds=numbers, env=env, stdin=asyncio.subprocess.DEVNULL
             )
+            unless_started.pop_all()
         try:
             await link.wire.open(ours)
             self._processes[place], self._links[place] = process, link

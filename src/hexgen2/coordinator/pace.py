@@ -1,0 +1,42 @@
+"""How fast requests end while others wait for their places."""
+
+from __future__ import annotations
+
+import math
+
+_MEMORY_S = 10.0
+
+
+class Pace:
+    """Requests that end per second while somebody waits, those longer ago counted for less.
+
+    While nobody waits requests end as fast as they come, which says nothing of how fast they could be served:
+    that time does not count.
+    """
+
+    def __init__(self) -> None:
+        self._ended = 0.0
+        self._over_s = 0.0  # in which they ended
+        self._at = 0.0
+        self._waits = False
+
+    def note(self, now: float, waits: bool, ended: int = 0) -> None:
+        """`waits`: whether somebody waits from now (seconds) on; `ended`: requests that ended just now."""
+        if self._waits:
+            keep = math.exp((self._at - now) / _MEMORY_S)
+            self._ended = self._ended * keep + ended
+            self._over_s = self._over_s * keep + _MEMORY_S * (1 - keep)
+        self._at, self._waits = now, waits
+
+    def seconds_for(self, count: int, now: float) -> float:
+        """How long so many requests take to end; 0 where that is not known.
+
+        >>> pace = Pace()
+        >>> pace.note(0.0, waits=True)
+        >>> for second in range(1, 100):
+        ...     pace.note(second, waits=True, ended=2)
+        >>> 4.0 < pace.seconds_for(9, 99.0) < 5.0
+        True
+        """
+        self.note(now, self._waits)
+        return count * self._over_s / self._ended if self._ended else 0.0
