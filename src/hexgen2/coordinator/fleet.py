@@ -111,8 +111,8 @@ class Fleet:
         self.update(config)
 
     def meet(self, config: CoordinatorConfig) -> list[Engine]:
-        """Take in the engines of a config that are new, without using them yet; which they are. One that is down
-        may be another process at another address by now; ValueError where one that is up has moved.
+        """Take in the engines of a config that are new, without using them yet; which they are. One that is
+        down may be another process at another address by now; ValueError where one that is up has moved.
         """
         limits = config.limits
         new: list[Engine] = []
