@@ -6,8 +6,9 @@ import asyncio
 
 import pytest
 
-from hexgen2.controller.control import OtherProcess, Watching
+from hexgen2.controller.control import Watching
 from hexgen2.controller.decide import Policy
+from hexgen2.controller.process import OtherProcess
 from hexgen2.controller.replan import Effort
 from hexgen2.specs.plan import Plan
 from tests.controller.stand import Load, planned, serving, slow_model

@@ -6,9 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
-from multiprocessing import get_context
 from typing import Literal
 
 from prometheus_client import Counter, Gauge
@@ -19,6 +17,7 @@ from hexgen2.controller.carry import Carrier, Seats, Setting, live, seats_of, sh
 from hexgen2.controller.decide import Decision, Memory, Policy, changed, decide, judge, needs_look, signature_of
 from hexgen2.controller.nodes import lost_groups, lost_nodes, usable_gpus
 from hexgen2.controller.observe import Finished, FleetState, KvReceived, Observation, Window
+from hexgen2.controller.process import OtherProcess
 from hexgen2.controller.remedies import Candidate, Demand, candidate
 from hexgen2.controller.replan import Effort
 from hexgen2.coordinator import Coordinator, Served, kv_transfer_totals
@@ -46,30 +45,13 @@ class Watching:
     effort: Effort = field(default_factory=Effort)
 
 
-class OtherProcess:
-    """Works a task out in a process of its own, so that the event loop goes on. The process starts with the
-    first task and ends with `close`."""
-
-    def __init__(self) -> None:
-        self._pool: ProcessPoolExecutor | None = None
-
-    async def __call__(self, task: Task) -> Assessment:
-        if self._pool is None:
-            self._pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
-        return await asyncio.get_running_loop().run_in_executor(self._pool, assess, task)
-
-    def close(self) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
-
-
 class Controller:
     """Watches a coordinator that serves a plan, and changes the plan where that pays.
 
     ``planned``: the requests that the plan was made for, until others were seen. ``flipping``: which engines
     can take another role in place, for the groups of a plan. ``restarts``: whether groups can be started and
-    ended at all. ``alive``: nodes that the launcher knows to live
-    or to be gone. ``returning``: groups that are being started again by somebody else.
+    ended at all. ``alive``: nodes that the launcher knows to live or to be gone. ``returning``: groups that are
+    being started again by somebody else.
     """
 
     def __init__(
