@@ -49,7 +49,7 @@ async def test_ctrl_c_is_not_for_it_and_its_death_costs_one_task() -> None:
         assert again != first
     finally:
         work.close()
-    await until(lambda: not psutil.pid_exists(again), 30)
+    await until(lambda: not psutil.pid_exists(again))
 
 
 @pytest.mark.slow

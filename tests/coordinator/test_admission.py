@@ -182,7 +182,7 @@ async def test_waiting_is_bounded() -> None:
 
 async def test_a_burst_after_a_quiet_time_waits() -> None:
     """How fast requests came then says nothing of how fast they are served."""
-    served = Served(admission(1, wait_s=5.0))
+    served = Served(admission(1, wait_s=HUNG_S))
     await served.add("before")
     await served.finish()
     for number in range(20):
@@ -192,11 +192,11 @@ async def test_a_burst_after_a_quiet_time_waits() -> None:
 
 
 async def test_a_queue_that_would_take_too_long_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One request a second ends, so nine more take longer than the five seconds that one may wait."""
+    """One request a second ends, so those that wait take nearly as many seconds as one may wait."""
     now = 100.0
     monkeypatch.setattr("hexgen2.coordinator.admission._now", lambda: now)
-    served = Served(admission(1, wait_s=5.0))
-    for number in range(12):
+    served = Served(admission(1, wait_s=HUNG_S))
+    for number in range(50):
         await served.add(str(number))
     served.door.refuse_early("")  # nothing is known yet
     for count in (2, 3):
@@ -205,20 +205,18 @@ async def test_a_queue_that_would_take_too_long_is_full(monkeypatch: pytest.Monk
         await until(lambda count=count: len(served.order) == count)
     with pytest.raises(ApiError) as refused:
         served.door.refuse_early("")
-    assert (refused.value.status, refused.value.retry_after_s) == (429, pytest.approx(10.0, rel=0.06))
+    assert (refused.value.status, refused.value.retry_after_s) == (429, pytest.approx(48.0, rel=0.06))
     await served.finish()
 
 
 async def test_without_patience_nobody_waits_for_an_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    served = Served(admission(1, wait_s=5.0))
+    served = Served(admission(1, wait_s=2 * HUNG_S))
     await served.add("first")
     monkeypatch.setattr(served.door._room, "patience_s", lambda _: 0.0)
-    began = time.monotonic()
     with pytest.raises(ApiError) as refused:
-        async with served.door.admitted("", Want()):
+        async with asyncio.timeout(HUNG_S), served.door.admitted("", Want()):
             pass
     assert refused.value.code == "no_engine_available"
-    assert time.monotonic() - began < 4.0
     await served.finish()
 
 

@@ -212,7 +212,7 @@ async def test_a_worker_that_cannot_be_started_is_tried_again(monkeypatch: pytes
         monkeypatch.setattr(asyncio, "create_subprocess_exec", refuse_once)
         before = workers.pids
         os.kill(before[0], signal.SIGKILL)
-        await until(lambda: len(set(workers.pids) - set(before)) == 1, 15)
+        await until(lambda: len(set(workers.pids) - set(before)) == 1)
         assert refused
 
 
