@@ -1,6 +1,6 @@
 # make demo: plan and serve a mixed cluster on this machine.   make test: every check.
 # make slow: what takes minutes more (all layouts on real engines, 200 clusters against the exhaustive solver).
-.PHONY: demo test lint unit engine slow docs venv clean
+.PHONY: demo test lint unit engine layouts slow docs venv clean
 PY := .venv/bin/python
 
 demo: venv
@@ -25,6 +25,11 @@ unit: venv
 
 engine: venv
 	HEXGEN2_ENGINE_REQUIRED=1 $(PY) -m pytest -q -m "engine and not slow" --timeout 900
+
+# The groups and pairs of groups of three ranks and more, which `engine` leaves out: CI runs them once.
+layouts: venv
+	HEXGEN2_ENGINE_REQUIRED=1 $(PY) -m pytest -q -m slow --timeout 900 \
+	  tests/engine/test_asymmetric.py tests/engine/test_kv_connector_layouts.py
 
 slow: venv
 	HEXGEN2_ENGINE_REQUIRED=1 $(PY) -m pytest -q -m slow --timeout 1800
