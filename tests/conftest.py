@@ -7,14 +7,15 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from tests.unlike_nodes import NODES, UnlikeNodes
+from tests.waiting import HUNG_S
 
 # The same examples in every run, whatever the machine's speed: a check that fails by chance is not believed.
 # HYPOTHESIS_PROFILE=explore looks for new ones.
-settings.register_profile("same", derandomize=True, deadline=None)
-settings.register_profile("explore", deadline=None)
+settings.register_profile("same", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("explore", settings.get_profile("same"), derandomize=False)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 
@@ -35,7 +36,7 @@ def unlike_nodes(_unlike_nodes: UnlikeNodes) -> UnlikeNodes:
     import ray
 
     _unlike_nodes.restore()
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + HUNG_S
     while sum(node["Alive"] for node in ray.nodes()) != len(NODES) + 1:  # Ray may not know yet who died
         assert time.monotonic() < deadline, ray.nodes()
         time.sleep(0.2)

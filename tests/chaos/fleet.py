@@ -19,6 +19,7 @@ import aiohttp
 from hexgen2.coordinator import CoordinatorConfig, EngineEndpoint, Limits, RouteShare, Timeouts
 from hexgen2.deploy import free_ports
 from tests.chaos.faults import Outage
+from tests.waiting import HUNG_S
 
 MODEL = "emulated"
 # A frozen engine is noticed after about two seconds, also on a busy machine.
@@ -33,7 +34,7 @@ TIMEOUTS = Timeouts(
     drain_s=5,
 )
 # The fleets of these tests lose engines all the time, so a request may need many attempts.
-LIMITS = Limits(unhealthy_after=2, max_retries=30, max_migrations=30)
+LIMITS = Limits(unhealthy_after=2, max_retries=30, max_migrations=30, engine_wait_s=60)
 
 
 class Engine(Protocol):
@@ -231,7 +232,7 @@ async def door(config: CoordinatorConfig, folder: Path, workers: int = 1) -> Asy
     try:
         async with aiohttp.ClientSession() as http:
             found = Door(f"http://127.0.0.1:{port}", process.pid, http)
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(HUNG_S):
                 while True:
                     with contextlib.suppress(aiohttp.ClientConnectionError):
                         await found.health()
@@ -243,7 +244,7 @@ async def door(config: CoordinatorConfig, folder: Path, workers: int = 1) -> Asy
         with contextlib.suppress(ProcessLookupError):
             process.terminate()
         try:
-            await asyncio.wait_for(process.wait(), 20)
+            await asyncio.wait_for(process.wait(), HUNG_S)
         except TimeoutError:
             process.kill()
             raise

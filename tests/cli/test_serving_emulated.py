@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from io import StringIO
 from pathlib import Path
@@ -18,7 +19,7 @@ from hexgen2.cli.platform import Emulation
 from hexgen2.cli.serving import Options, serving
 from hexgen2.coordinator.engine import Engine
 from hexgen2.coordinator.health import HealthWatch
-from hexgen2.deploy import EngineFailed, compile_emulated, counted_ports
+from hexgen2.deploy import Deployment, EngineFailed, compile_emulated, counted_ports
 from hexgen2.specs.catalog.models import load_model
 from hexgen2.specs.errors import InputError
 from hexgen2.specs.plan import Plan, load_plan
@@ -53,6 +54,16 @@ def test_a_plan_without_groups_is_refused(plan: Plan) -> None:
         compile_emulated(empty, load_model(plan.model), counted_ports(9000), "plan.json")
 
 
+def guard_of(run_directory: Path) -> psutil.Process:
+    """The guard of the one process of a run, among this process's children."""
+    (spec,) = Deployment.model_validate_json((run_directory / "deployment.json").read_text()).processes
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):  # others come and go
+            if child.cmdline()[-len(spec.argv) :] == list(spec.argv):
+                return child
+    raise AssertionError("there is no guard")
+
+
 async def test_a_plan_of_twenty_gpus_answers_here(plan: Plan, tmp_path: Path) -> None:
     options = Options(port=0, run_directory=tmp_path, source=str(PLAN), emulation=Emulation(slowdown=0.01))
     async with serving(plan, options, Console(file=StringIO())) as served:
@@ -64,8 +75,7 @@ async def test_a_plan_of_twenty_gpus_answers_here(plan: Plan, tmp_path: Path) ->
                     answer = await response.json()
                     assert answer["usage"]["completion_tokens"] == 5
         assert await served.kv_bytes() > 0
-        (guard,) = (one for one in psutil.Process().children() if "guard" in " ".join(one.cmdline()))
-        guard.kill()
+        guard_of(tmp_path).kill()
         with pytest.raises(EngineFailed, match="emulated was killed"):
             await served.until_interrupted()
 

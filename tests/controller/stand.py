@@ -29,6 +29,7 @@ from hexgen2.specs.cluster import Cluster
 from hexgen2.specs.plan import Group, Plan
 from hexgen2.specs.workload import Lengths
 from tests.scheduler.support import SMALL
+from tests.waiting import HUNG_S, until
 
 MODEL = "small"
 
@@ -161,6 +162,11 @@ class Load:
                 self.longest_gap_s = max(self.longest_gap_s, now - self.answered[-1])
             self.answered.append(now)
 
+    async def more(self, count: int = 20) -> None:
+        """Wait for so many more answers."""
+        answered = len(self.answered)
+        await until(lambda: len(self.answered) >= answered + count)
+
     async def rate(self, seconds: float) -> float:
         """Requests/s answered in the next seconds."""
         before = len(self.answered)
@@ -204,7 +210,7 @@ async def serving(
     await groups.start(plan, [group.id for group in plan.groups])
     config = coordinator_config(plan, groups.urls, (MODEL,)).model_copy(
         update={
-            "timeouts": Timeouts(health_interval_s=0.2, health_timeout_s=5.0, connect_s=5.0),
+            "timeouts": Timeouts(health_interval_s=0.2, health_timeout_s=HUNG_S, connect_s=HUNG_S),
             "limits": Limits(queue_wait_s=3600.0, max_retries=5),
         }
     )

@@ -39,7 +39,7 @@ def task(of: Lengths, **more: Any) -> Task:
 @pytest.fixture(scope="module")
 def turned() -> Assessment:
     """The plan for long prompts under long answers; engines that take any role."""
-    return assess(task(long_answers(), flipping=any_role(plan())))
+    return assess(task(long_answers(), flipping=any_role(plan())), _Ticks())
 
 
 def test_remedies_rise_in_cost_and_in_rate(turned: Assessment) -> None:
@@ -67,7 +67,7 @@ def test_flips_start_nothing(turned: Assessment) -> None:
 @pytest.fixture(scope="module")
 def rigid() -> Assessment:
     """The same with engines that keep their roles."""
-    return assess(task(long_answers()))
+    return assess(task(long_answers()), _Ticks())
 
 
 def test_a_replan_keeps_groups_and_never_reuses_a_name(rigid: Assessment) -> None:
@@ -100,7 +100,7 @@ def test_a_lost_node_is_not_planned_with() -> None:
     seats = seats_of(plan())
     up = frozenset(seat.id for seat in seats if not any(gpu.startswith(gone) for gpu in seat.gpus))
     usable = frozenset(gpu for gpu in ALL if not gpu.startswith(gone))
-    found = assess(task(long_prompts(), up=up, usable=usable, flipping=any_role(plan())))
+    found = assess(task(long_prompts(), up=up, usable=usable, flipping=any_role(plan())), _Ticks())
     assert found.now_rps < plan().throughput_rps
     for one in found.candidates:
         assert all(seat.gpus <= usable for seat in one.seats)

@@ -17,7 +17,7 @@ import pytest
 
 from hexgen2.deploy import free_ports
 from tests.docs.blocks import ROOT, blocks
-from tests.waiting import until
+from tests.waiting import HUNG_S, until
 
 PAGE = ROOT / "docs" / "quickstart.md"
 PORT = "8731"
@@ -42,7 +42,7 @@ def served() -> Iterator[list[subprocess.Popen[bytes]]]:
     for process in running:
         process.send_signal(signal.SIGINT)
     for process in running:
-        assert process.wait(60) == 0
+        assert process.wait(HUNG_S) == 0
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl, which the page uses, is not installed")
@@ -54,7 +54,7 @@ def test_the_quickstart_works(folder: Path, served: list[subprocess.Popen[bytes]
         if kind == "serve":
             command = ["bash", "-c", f"exec {text.strip().replace(PORT, port)}"]
             served.append(subprocess.Popen(command, cwd=folder, env=environment))
-            asyncio.run(until(lambda: answers(port), within_s=60, every_s=0.1))
+            asyncio.run(until(lambda: answers(port), 2 * HUNG_S, 0.1))
         elif kind == "run":
             script = f"set -e\n{text.replace(PORT, port)}"
             done = subprocess.run(

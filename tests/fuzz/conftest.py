@@ -10,6 +10,7 @@ import pytest
 
 from hexgen2.emulator import EmulatorConfig, LinearTiming
 from tests.coordinator.conftest import Stand, running
+from tests.waiting import HUNG_S
 
 # No answer may be so long, of whatever `max_tokens`, that it meets the time limit of a request.
 SHORT = EmulatorConfig(timing=LinearTiming(0.0, step_base_s=0.0005), max_model_len=1024)
@@ -32,8 +33,8 @@ def stand() -> Iterator[Stand]:
 
     thread = threading.Thread(target=loop.run_until_complete, args=(serve(),), name="stand")
     thread.start()
-    ready.wait(30)
+    ready.wait(HUNG_S)
     yield made[0]
     loop.call_soon_threadsafe(done.set)
-    thread.join(30)
+    thread.join(HUNG_S)
     loop.close()

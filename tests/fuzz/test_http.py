@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.coordinator.conftest import Stand
+from tests.waiting import HUNG_S
 
 PATHS = st.sampled_from(
     [
@@ -57,7 +58,7 @@ LENGTHS = st.sampled_from(
 def exchange(stand: Stand, sent: bytes) -> bytes:
     """What the coordinator answers; nothing where it hangs up, or goes on waiting for the rest."""
     address = urlsplit(stand.url)
-    with socket.create_connection((address.hostname, address.port), timeout=5) as connection:
+    with socket.create_connection((address.hostname, address.port), timeout=HUNG_S) as connection:
         try:
             connection.sendall(sent)
             connection.settimeout(0.3)
@@ -111,8 +112,8 @@ def test_any_bytes(stand: Stand, sent: bytes) -> None:
 @pytest.fixture(autouse=True)
 def _well_afterwards(stand: Stand, caplog: pytest.LogCaptureFixture) -> object:
     yield
-    assert requests.get(stand.url + "/health", timeout=5).status_code == 200
-    answer = requests.post(stand.url + "/v1/completions", data=GOOD, timeout=5)
+    assert requests.get(stand.url + "/health", timeout=HUNG_S).status_code == 200
+    answer = requests.post(stand.url + "/v1/completions", data=GOOD, timeout=HUNG_S)
     assert answer.status_code == 200
     errors = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
     assert not [message for message in errors if "inside the coordinator" in message]

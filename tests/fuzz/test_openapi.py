@@ -20,6 +20,7 @@ from schemathesis.specs.openapi.checks import (
 from hexgen2.coordinator.openapi import document
 from hexgen2.report.live import page_files
 from tests.coordinator.conftest import Stand
+from tests.waiting import HUNG_S
 
 # Not asked for: that bad bodies are refused (`negative_data_rejection`). The engine judges those, and the
 # emulated one takes what it need not understand.
@@ -40,7 +41,7 @@ def hold(stand: Stand, path: str, method: str, mode: GenerationMode, examples: i
     @settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(case=operation.as_strategy(generation_mode=mode))
     def every(case: Any) -> None:
-        case.call_and_validate(checks=CHECKS, timeout=20)
+        case.call_and_validate(checks=CHECKS, timeout=HUNG_S)
 
     every()
 
@@ -64,7 +65,7 @@ def test_many_requests(stand: Stand, path: str, mode: GenerationMode) -> None:
 
 
 def test_every_route_is_described(stand: Stand) -> None:
-    described = requests.get(stand.url + "/openapi.json", timeout=10).json()["paths"]
+    described = requests.get(stand.url + "/openapi.json", timeout=HUNG_S).json()["paths"]
     api = stand.coordinator._api
     assert api is not None
     routes = {route.resource.canonical for route in api.application().router.routes() if route.resource}

@@ -172,7 +172,6 @@ def test_shipped_clusters_plan(name: str, model: str, workload: str) -> None:
     # On the process's own time: another process on the machine must not fail the test.
     plan = schedule(task, solver="paper", time_limit_s=5, clock=time.process_time)
     check_plan(plan, task.model, task.lengths)
-    assert plan.wall_s < 10
 
 
 def test_the_local_test_bed_splits_into_one_prefill_and_two_decode_groups() -> None:
