@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 from tests.controller.stand import Load
 from tests.unlike_nodes import HOSTS, UnlikeNodes
-from tests.waiting import until
+from tests.waiting import HUNG_S, until
 
 from hexgen2.cli.main import main
 from hexgen2.cli.platform import Emulation
@@ -21,7 +21,7 @@ from hexgen2.cli.serving import Options, Served, serving
 from hexgen2.specs.plan import load_plan
 from hexgen2.specs.workload import Lengths
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
 CLUSTER = f"""
 name: unlike
@@ -34,13 +34,36 @@ network:
 """
 
 
+LENGTHS = Lengths(np.array([300]), np.array([20]))
+NODE_S = 3 * HUNG_S
+"""Within this Ray notices that a node has died, or starts another and what runs on it."""
+
+
+def planned(folder: Path, cluster: str = CLUSTER) -> Path:
+    """The file of a plan for a cluster file of this text."""
+    (folder / "cluster.yaml").write_text(cluster)
+    load = ["--model", "llama-2-7b", "--workload", "fixed:300/20", "--solver", "paper"]
+    path = folder / "plan.json"
+    assert main(["plan", "--cluster", str(folder / "cluster.yaml"), *load, "-o", str(path)]) == 0
+    return path
+
+
 @pytest.fixture
 def plan_file(tmp_path: Path) -> Path:
-    (tmp_path / "cluster.yaml").write_text(CLUSTER)
-    load = ["--model", "llama-2-7b", "--workload", "fixed:300/20", "--solver", "paper"]
-    path = tmp_path / "plan.json"
-    assert main(["plan", "--cluster", str(tmp_path / "cluster.yaml"), *load, "-o", str(path)]) == 0
-    return path
+    return planned(tmp_path)
+
+
+def emulated(plan_file: Path, folder: Path, nodes: UnlikeNodes) -> Options:
+    """How a plan is served here: on emulated engines, watched by a controller."""
+    return Options(
+        port=0,
+        run_directory=folder / "run",
+        source=str(plan_file),
+        launcher="ray",
+        ray_address=nodes.address,
+        emulation=Emulation(),
+        replan="on",
+    )
 
 
 def unused(served: Served, groups: set[str]) -> bool:
@@ -56,32 +79,20 @@ async def test_a_node_dies_under_load_and_comes_back_and_no_request_is_lost(
     assert len(on_b) == 2
     assert {node for group in plan.groups for node, _, _ in [group.gpus[0].partition("/")]} == {"a", "b", "c"}
     said = StringIO()
-    options = Options(
-        port=0,
-        run_directory=tmp_path / "run",
-        source=str(plan_file),
-        launcher="ray",
-        ray_address=unlike_nodes.address,
-        emulation=Emulation(),
-        replan="on",
-    )
-    async with serving(plan, options, Console(file=said)) as served:
+    async with serving(plan, emulated(plan_file, tmp_path, unlike_nodes), Console(file=said)) as served:
         hosts = {engine.group_id: engine.url for engine in served.coordinator.config.engines}
         assert all(HOSTS["b"] in hosts[group] for group in on_b)
-        lengths = Lengths(np.array([300]), np.array([20]))
-        load = Load(served.url, lengths, clients=8, model=plan.model)
+        load = Load(served.url, LENGTHS, clients=8, model=plan.model)
         async with load.running():
-            await until(lambda: len(load.answered) > 20)
+            await load.more()
             await asyncio.to_thread(unlike_nodes.kill, "b")
-            await until(lambda: unused(served, on_b))
-            answered = len(load.answered)
-            await until(lambda: len(load.answered) > answered + 20)
-            await until(lambda: said.getvalue().count("waits for its node's return") == 2)
+            await until(lambda: unused(served, on_b), NODE_S)
+            await load.more()
+            await until(lambda: said.getvalue().count("waits for its node's return") == 2, NODE_S)
             await asyncio.to_thread(unlike_nodes.add, "b")
-            await until(lambda: said.getvalue().count("is ready again") == 2)
-            await until(lambda: not unused(served, on_b))
-            answered = len(load.answered)
-            await until(lambda: len(load.answered) > answered + 20)
+            await until(lambda: said.getvalue().count("is ready again") == 2, NODE_S)
+            await until(lambda: not unused(served, on_b), NODE_S)
+            await load.more()
     assert load.lost == []
     decided = [json.loads(line) for line in (tmp_path / "run" / "decisions.jsonl").read_text().splitlines()]
     assert {one["action"] for one in decided} == {"routes"}, "what is left carries this load"
@@ -89,37 +100,22 @@ async def test_a_node_dies_under_load_and_comes_back_and_no_request_is_lost(
 
 @pytest.mark.slow
 async def test_a_group_is_started_elsewhere_when_all_of_its_role_are_lost(
-    tmp_path: Path, unlike_nodes: UnlikeNodes, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, unlike_nodes: UnlikeNodes
 ) -> None:
     """One GPU a node: the only decode group's node dies, and what is left serves again."""
-    one_each = CLUSTER.replace("count: 2", "count: 1")
-    (tmp_path / "cluster.yaml").write_text(one_each)
-    path = tmp_path / "plan.json"
-    load = ["--model", "llama-2-7b", "--workload", "fixed:300/20", "--solver", "paper"]
-    assert main(["plan", "--cluster", str(tmp_path / "cluster.yaml"), *load, "-o", str(path)]) == 0
-    capsys.readouterr()
+    path = planned(tmp_path, CLUSTER.replace("count: 2", "count: 1"))
     plan = load_plan(path)
     (lost,) = plan.role_groups("decode")
     node = lost.gpus[0].partition("/")[0]
     said = StringIO()
-    options = Options(
-        port=0,
-        run_directory=tmp_path / "run",
-        source=str(path),
-        launcher="ray",
-        ray_address=unlike_nodes.address,
-        emulation=Emulation(),
-        replan="on",
-    )
-    async with serving(plan, options, Console(file=said)) as served:
-        clients = Load(served.url, Lengths(np.array([300]), np.array([20])), clients=4, model=plan.model)
+    async with serving(plan, emulated(path, tmp_path, unlike_nodes), Console(file=said)) as served:
+        clients = Load(served.url, LENGTHS, clients=4, model=plan.model)
         async with clients.running():
-            await until(lambda: len(clients.answered) > 10)
+            await clients.more()
             await asyncio.to_thread(unlike_nodes.kill, node)
-            await until(lambda: unused(served, {lost.id}))
-            answered = len(clients.answered)
-            await until(lambda: len(clients.answered) > answered + 20)
-            await until(lambda: "started: " in said.getvalue(), 120)
+            await until(lambda: unused(served, {lost.id}), NODE_S)
+            await clients.more()
+            await until(lambda: "started: " in said.getvalue(), NODE_S)
             started = said.getvalue().rpartition("started: ")[2].split()[0].strip(",;")
             await until(lambda: started in served.coordinator.fleet.engines)
             host = served.coordinator.fleet.engines[started].endpoint.url

@@ -125,7 +125,7 @@ async def test_a_thousand_requests_leave_nothing_behind() -> None:
         await until(lambda: len(asyncio.all_tasks()) <= tasks_before + 10)
         for target, share in (("d0", 0.45), ("d1", 0.3), ("c0", 0.25)):
             assert await stand.metric("hexgen2:route_requests_total", target=target) == pytest.approx(
-                1000 * share, abs=60
+                1000 * share, abs=90
             )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from hexgen2.deploy import free_ports
 from hexgen2.deploy.export import Export, ExportSettings, Target, export_plan
+from hexgen2.deploy.ports import is_free
 from hexgen2.specs import Model, Plan
 
 from .builders import MODEL, cluster, group, plan
@@ -66,3 +68,14 @@ PLANS = {
 
 def exported(a_plan: Plan, target: Target, settings: ExportSettings = SETTINGS, model: Model = MODEL) -> Export:
     return export_plan(a_plan, model, target, settings)
+
+
+def run_of_free_ports(count: int) -> tuple[int, int]:
+    """A free port, and another that is the first of ``count`` free ones."""
+    port_on = free_ports()
+    endpoint = port_on("127.0.0.1")
+    while True:
+        first = port_on("127.0.0.1")
+        wanted = range(first, first + count)
+        if endpoint not in wanted and all(is_free("127.0.0.1", port) for port in wanted):
+            return endpoint, first

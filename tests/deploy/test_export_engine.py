@@ -16,9 +16,11 @@ from typing import Any
 import psutil
 import pytest
 
-from hexgen2.deploy import check_engine, free_ports
-from hexgen2.deploy.ports import is_free
+from hexgen2.deploy import check_engine
 from hexgen2.specs import InputError
+from tests.waiting import HUNG_S
+
+from .exports import run_of_free_ports
 
 pytestmark = pytest.mark.engine
 
@@ -76,7 +78,7 @@ def test_the_shell_export_serves(tmp_path: Path) -> None:
         assert answer is not None
         assert answer["choices"][0]["text"]
         assert answer["usage"]["completion_tokens"] == 8
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as response:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=HUNG_S) as response:
             moved = [
                 float(line.rsplit(" ", 1)[1])
                 for line in response.read().decode().splitlines()
@@ -86,8 +88,8 @@ def test_the_shell_export_serves(tmp_path: Path) -> None:
         family = psutil.Process(process.pid).children(recursive=True)
         assert len(family) >= 8  # guards of three engines and the coordinator, and those
         os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does: to the script's process group
-        assert process.wait(timeout=90) == 130
-        assert psutil.wait_procs(family, timeout=20)[1] == []
+        assert process.wait(timeout=3 * HUNG_S) == 130
+        assert psutil.wait_procs(family, timeout=HUNG_S)[1] == []
     finally:
         process.kill()  # the guards notice
         process.wait()
@@ -107,14 +109,3 @@ def complete(port: int, key: str) -> dict[str, Any] | None:
         if error.code == 401:
             return None
         raise
-
-
-def run_of_free_ports(count: int) -> tuple[int, int]:
-    """A free port, and another that is the first of ``count`` free ones."""
-    port_on = free_ports()
-    endpoint = port_on("127.0.0.1")
-    while True:
-        first = port_on("127.0.0.1")
-        wanted = range(first, first + count)
-        if endpoint not in wanted and all(is_free("127.0.0.1", port) for port in wanted):
-            return endpoint, first

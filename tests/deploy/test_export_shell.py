@@ -16,11 +16,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from hexgen2.deploy import free_ports
 from hexgen2.deploy.export import Export
+from tests.waiting import HUNG_S
 
 from .builders import MODEL
-from .exports import HUB_MODEL, PLANS, SETTINGS, exported, one_host, pair
+from .exports import HUB_MODEL, PLANS, SETTINGS, exported, one_host, pair, run_of_free_ports
 
 FAKE = Path(__file__).with_name("fake_engine.py")
 SHELLCHECK = Path(sys.executable).with_name("shellcheck")
@@ -126,7 +126,7 @@ class Folder:
         return found
 
     def gone(self) -> bool:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + HUNG_S
         while (left := self.family()) and time.monotonic() < deadline:
             time.sleep(0.1)
         return not left
@@ -134,8 +134,7 @@ class Folder:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Folder]:
-    port_on = free_ports()
-    first, endpoint = (port_on("127.0.0.1") for _ in range(2))
+    endpoint, first = run_of_free_ports(16)
     settings = SETTINGS.model_copy(update={"first_port": first, "port": endpoint})
     path = write(exported(one_host(), "shell", settings), tmp_path)
     interpreter = path / "python"
@@ -205,7 +204,7 @@ def test_an_engine_that_is_never_ready_is_told(folder: Folder) -> None:
 
 def test_a_missing_interpreter_is_told(folder: Folder) -> None:
     process = folder.run(HEXGEN2_PYTHON="/no/such/python")
-    assert process.wait(timeout=30) == 1
+    assert process.wait(timeout=HUNG_S) == 1
     assert "there is no /no/such/python here; set HEXGEN2_PYTHON" in folder.said()
 
 

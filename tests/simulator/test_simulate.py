@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -281,13 +280,11 @@ def test_a_plan_at_saturation_keeps_its_promise(
     assert steady_rate(result) == pytest.approx(plan.throughput_rps, rel=lost)
 
 
-def test_the_azure_trace_in_seconds(twenty_gpus: tuple[Plan, CostModel]) -> None:
+def test_the_azure_trace(twenty_gpus: tuple[Plan, CostModel]) -> None:
     if not TRACE.exists():
         pytest.skip(f"needs {TRACE.name} in ../shared/data")
     plan, cost = twenty_gpus
     requests = replay(load_workload(str(TRACE)))
-    start = time.process_time()
     result = simulate(plan, cost, requests)
-    assert time.process_time() - start < 5.0
     check_conservation(result, requests, cost)
     assert result.results.failed == 0

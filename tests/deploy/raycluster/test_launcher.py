@@ -25,7 +25,7 @@ from tests.waiting import HUNG_S, until
 from ..builders import cluster
 from ..family import Family, deployment, holding
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
 CLUSTER = cluster(
     {"name": "a", "gpu": "L40", "count": 2},
