@@ -36,6 +36,10 @@ from hexgen2.cli.main import main
         ),
         (["simulate", "no.json", "--workload", "hphd", "--seed", "-3"], "--seed: -3 is not at least 0"),
         (["calibrate", "http://127.0.0.1:1", "-o", "p.yaml"], "calibrate: --model: is missing; give it"),
+        (["calibrate", "--serve-links", "0", "--host", "192.0.2.1"], "cannot listen on 192.0.2.1:0 ("),
+        (["serve", "no.json", "--slowdown", "2"], "--slowdown: is for emulated engines; add --engine emulated"),
+        (["serve", "no.json", "--profile", "x"], "--profile: is for emulated engines; add --engine emulated"),
+        (["explain", f"{__file__}/plan.json"], "plan.json: cannot be read (Not a directory); give the path"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 from io import StringIO
 from pathlib import Path
 
@@ -16,7 +17,10 @@ from tests.waiting import until
 
 from hexgen2.cli.main import main
 from hexgen2.cli.platform import Emulation
+from hexgen2.cli.replanning import FixedEngines, controller_for
 from hexgen2.cli.serving import Options, serving
+from hexgen2.controller import Decision
+from hexgen2.coordinator import Coordinator
 from hexgen2.coordinator.engine import Engine
 from hexgen2.coordinator.health import HealthWatch
 from hexgen2.deploy import Deployment, EngineFailed, compile_emulated, counted_ports
@@ -116,3 +120,45 @@ def test_replanning_needs_engines_at_the_plans_pace(capsys: pytest.CaptureFixtur
     arguments = ["serve", str(PLAN), "--engine", "emulated", "--slowdown", "2", "--replan", "on", "--port", "0"]
     assert main(arguments) == 2
     assert "--replan" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("port", ["0", "8000"])
+def test_an_address_that_is_not_this_machines_is_told_before_engines_start(
+    port: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--engine", "emulated", "--run-directory", str(tmp_path / "run"), "--port", port]
+    assert main(["serve", str(PLAN), *options, "--host", "no-such-host.invalid"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("hexgen2 serve: --host: no-such-host.invalid is no address of this machine; ")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_port_that_cannot_be_counted_up_from_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", str(PLAN), "--to", "shell", "-o", str(tmp_path), "--first-port", "61000"]) == 2
+    assert "options: first_port: 61000 is more than 60000; give" in capsys.readouterr().err
+
+
+def test_decisions_are_written_as_json(plan: Plan, tmp_path: Path) -> None:
+    """Where nothing is served, any remedy's gain is infinite, which JSON does not know."""
+    deployment = compile_emulated(plan, load_model(plan.model), counted_ports(9000), str(PLAN))
+    controller = controller_for(
+        plan,
+        Coordinator(deployment.coordinator),
+        FixedEngines(deployment),
+        mode="dry-run",
+        in_place=True,
+        started_in_s=1.0,
+        run_directory=tmp_path,
+        returning=tuple,
+        alive=dict,
+        console=Console(file=StringIO()),
+    )
+    controller._tell(Decision("keep", ("nothing is served",), {"gain": math.inf}))
+
+    def unknown(name: str) -> None:
+        raise AssertionError(f"{name} is no JSON")
+
+    (line,) = (tmp_path / "decisions.jsonl").read_text().splitlines()
+    assert json.loads(line, parse_constant=unknown)["numbers"] == {"gain": None}

@@ -166,13 +166,22 @@ def _serve_links(args: argparse.Namespace) -> int:
     import threading
 
     from hexgen2.calibrate.links import serving
+    from hexgen2.specs.errors import InputError
 
     ended = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: ended.set())
-    with serving(args.host, args.serve_links) as port:
-        output.progress_console().print(f"others may measure links to port {port}; Ctrl-C ends it")
-        ended.wait()
+    try:
+        with serving(args.host, args.serve_links) as port:
+            output.progress_console().print(f"others may measure links to port {port}; Ctrl-C ends it")
+            ended.wait()
+    except OSError as error:
+        raise InputError(
+            "--serve-links",
+            "",
+            f"cannot listen on {args.host}:{args.serve_links} ({error.strerror or error})",
+            "give a free port, and --host an address of this machine",
+        ) from None
     return 0
 
 

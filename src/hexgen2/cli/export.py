@@ -47,6 +47,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(args: argparse.Namespace) -> int:
+    from pydantic import ValidationError
+
     from hexgen2.coordinator import ApiKeys
     from hexgen2.deploy.export import ExportSettings, export_plan
     from hexgen2.specs.catalog import load_model
@@ -62,18 +64,21 @@ def run(args: argparse.Namespace) -> int:
     if args.api_key_file:
         ApiKeys.from_file(args.api_key_file)  # refuses a file without keys
         keys = read_text(args.api_key_file, "file with API keys")
-    settings = ExportSettings(
-        name=args.name,
-        host=args.host,
-        port=args.port,
-        first_port=args.first_port,
-        addresses=dict(args.address),
-        api_keys=keys,
-        pin=args.pin,
-        api_key_secret=args.api_key_secret,
-        model_claim=args.model_claim,
-        **{name: value for name, value in chosen.items() if value},
-    )
+    try:
+        settings = ExportSettings(
+            name=args.name,
+            host=args.host,
+            port=args.port,
+            first_port=args.first_port,
+            addresses=dict(args.address),
+            api_keys=keys,
+            pin=args.pin,
+            api_key_secret=args.api_key_secret,
+            model_claim=args.model_claim,
+            **{name: value for name, value in chosen.items() if value},
+        )
+    except ValidationError as error:
+        raise InputError.from_validation("options", error) from None
     export = export_plan(plan, model, args.to, settings, args.plan)
     console = output.progress_console()
     for name, file in export.files.items():

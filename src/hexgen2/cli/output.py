@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from hexgen2.specs.errors import InputError
+from hexgen2.specs.finite import finite
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +23,7 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 
 def print_json(document: Mapping[str, Any]) -> None:
     """One JSON document on stdout; infinities and NaN become null, for they are not JSON."""
-    json.dump(_finite(document), sys.stdout, indent=2, ensure_ascii=False, allow_nan=False)
+    json.dump(finite(document), sys.stdout, indent=2, ensure_ascii=False, allow_nan=False)
     sys.stdout.write("\n")
     sys.stdout.flush()
 
@@ -40,7 +40,7 @@ def result_console() -> Console:
 
 def write_json(path: str | Path, document: Mapping[str, Any]) -> None:
     """Write a JSON file whole or not at all."""
-    write_text(path, json.dumps(_finite(document), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, json.dumps(finite(document), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -54,13 +54,3 @@ def write_text(path: str | Path, text: str) -> None:
     except OSError as error:
         reason = error.strerror or str(error)
         raise InputError(str(path), "", f"cannot be written ({reason})", "give another path") from None
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return value

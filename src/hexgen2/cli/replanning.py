@@ -14,6 +14,7 @@ from hexgen2.controller import BOTH, Controller, Decision, Engines, Flipping, Mo
 from hexgen2.coordinator import Coordinator
 from hexgen2.deploy import Deployment
 from hexgen2.specs.errors import InputError
+from hexgen2.specs.finite import finite
 from hexgen2.specs.plan import Plan
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def controller_for(
 
     def tell(decision: Decision) -> None:
         with journal.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(decision.document()) + "\n")
+            file.write(json.dumps(finite(decision.document()), allow_nan=False) + "\n")
         if decision.action != "keep":
             told = f"{'would ' if mode == 'dry-run' else ''}{decision.text}"
             console.print(f"[bold]{told}[/]")

@@ -87,6 +87,10 @@ async def _serve(args: argparse.Namespace) -> None:
         raise InputError(
             "--replan", "", "--slowdown makes engines slower than their plan says", "leave one of them out"
         )
+    if args.engine != "emulated":
+        for option, given in (("--slowdown", args.slowdown != 1.0), ("--profile", args.profile)):
+            if given:
+                raise InputError(option, "", "is for emulated engines", "add --engine emulated or leave it out")
     if args.ray_address is not None and args.launcher != "ray":
         raise InputError("--ray-address", args.ray_address, "is for --launcher ray", "add it or leave this out")
     options = Options(

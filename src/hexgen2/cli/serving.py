@@ -26,6 +26,7 @@ from hexgen2.deploy import (
     Supervisor,
     connector_of,
     require_free,
+    require_own,
 )
 from hexgen2.specs.catalog.models import load_model
 from hexgen2.specs.plan import Plan
@@ -162,6 +163,7 @@ async def serving(plan: Plan, options: Options, console: Console) -> AsyncIterat
     keys = ApiKeys.from_file(options.api_key_file) if options.api_key_file else None
     tls = Tls.from_options(options.tls_cert, options.tls_key)
     tracing = Tracing.to_endpoint(options.otlp_traces_endpoint)
+    require_own(options.host, "--host")
     if options.port:
         require_free(options.host, options.port, "--port")
     async with AsyncExitStack() as stack:

@@ -15,7 +15,7 @@ from hexgen2.deploy.launcher import (
 )
 from hexgen2.deploy.local import LocalLauncher
 from hexgen2.deploy.options import EngineOptions
-from hexgen2.deploy.ports import PortSource, counted_ports, free_ports, require_free
+from hexgen2.deploy.ports import PortSource, counted_ports, free_ports, require_free, require_own
 from hexgen2.deploy.site import Address, HostSite, Site
 from hexgen2.deploy.spec import Deployment, ProcessSpec
 from hexgen2.deploy.supervisor import GroupEvent, RestartPolicy, Supervisor
@@ -50,5 +50,6 @@ __all__ = [
     "emulated_processes",
     "free_ports",
     "require_free",
+    "require_own",
     "used_nodes",
 ]

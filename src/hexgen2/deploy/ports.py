@@ -88,6 +88,17 @@ def is_this_machine(host: str) -> bool:
     return True
 
 
+def require_own(host: str, source: str) -> None:
+    """InputError where an address that somebody asked for is not this machine's."""
+    if not is_this_machine(host):
+        raise InputError(
+            source,
+            "",
+            f"{host} is no address of this machine",
+            "give one that is, or leave it out for 127.0.0.1",
+        )
+
+
 def _socket(host: str) -> socket.socket:
     family = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][0]
     return socket.socket(family, socket.SOCK_STREAM)

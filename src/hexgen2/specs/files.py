@@ -21,6 +21,10 @@ def read_text(path: str | Path, what: str) -> str:
         raise InputError(str(path), "", "is a directory", f"give the path of a {what}") from None
     except PermissionError:
         raise InputError(str(path), "", "cannot be read", "allow reading it") from None
+    except OSError as error:
+        raise InputError(
+            str(path), "", f"cannot be read ({error.strerror})", f"give the path of a {what}"
+        ) from None
     except UnicodeDecodeError:
         raise InputError(str(path), "", "is not UTF-8 text", f"give the path of a {what}") from None
 

@@ -7,7 +7,6 @@ The files hold no data and are given to everyone. `/live/state` asks for an API 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +16,7 @@ from hexgen2.coordinator.errors import ApiError
 from hexgen2.coordinator.live.live import Live
 from hexgen2.coordinator.live.view import document
 from hexgen2.report.live import CONTENT_SECURITY_POLICY, File, page_files
+from hexgen2.specs.finite import finite
 
 STATE = "/live/state"
 _HEADERS = {
@@ -36,7 +36,7 @@ def add_routes(app: web.Application, live: Live, status: Callable[[], str], keys
         live.looked()
         after = _after(request.query.get("after"))
         found = document(live, status(), after, request.query.get("pictures") == "1")
-        body = json.dumps(_finite(found), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        body = json.dumps(finite(found), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
         response = web.Response(
             text=body,
             content_type="application/json",
@@ -61,14 +61,3 @@ def _after(text: str | None) -> int | None:
     if not text.isdecimal() or len(text) > 15:
         raise ApiError(400, f"after is {text[:40]!r}; give the `seq` of a state that was read before, or 0.")
     return int(text)
-
-
-def _finite(value: Any) -> Any:
-    """Infinities and NaN are no JSON: null."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return value
