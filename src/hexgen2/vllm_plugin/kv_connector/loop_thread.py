@@ -24,6 +24,10 @@ class LoopThread:
         if self._on_start is not None:
             self._on_start()
         self.loop.run_forever()
+        left = asyncio.all_tasks(self.loop)
+        for task in left:
+            task.cancel()
+        self.loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
 
     def run(self, work: Coroutine[Any, Any, T], timeout_s: float) -> T:
         """Run to the end and return the result; TimeoutError after `timeout_s`."""

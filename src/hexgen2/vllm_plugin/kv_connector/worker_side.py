@@ -82,10 +82,15 @@ class WorkerSide:
         self._observed = no_observations()
 
     def start(self, table: WorkerTable, memory: Sequence[tuple[int, int, int]]) -> None:
-        """Register the KV cache and listen. Raises RuntimeError if NIXL or the port is not to be had."""
+        """Register the KV cache and listen. Raises RuntimeError if NIXL or the port is not to be had, or that
+        takes too long."""
         self._thread = LoopThread("hexgen2-kv-transfer", self._on_thread_start)
         try:
             self._thread.run(self._start(table, memory), START_S)
+        except TimeoutError as error:  # an OSError too
+            raise RuntimeError(
+                f"KV connector: the KV cache could not be registered with NIXL within {START_S:g} s"
+            ) from error
         except OSError as error:
             raise RuntimeError(
                 f"KV connector: cannot listen on {self._host}:{self._wanted_port(table)}"
