@@ -63,6 +63,15 @@ async def test_a_death_takes_the_engine_out_and_a_restart_is_counted() -> None:
     assert "starting d0 again (attempt 2)\nd0 is ready again" in text
 
 
+async def test_what_an_engine_said_is_shown_as_it_is() -> None:
+    """Brackets are no markup: a line such as the first would end the supervisor, and with it the service."""
+    stage = Stage()
+    cause = ("OSError: [/usr/lib/libcuda.so] broke", "[rank0]: ValueError: x")
+    stage.served.note(GroupEvent("d0", "down", EngineFailed("d0", "ended", cause, Path("[/d0].log"))))
+    text = stage.text.getvalue()
+    assert all(line in text for line in (*cause, "[/d0].log"))
+
+
 async def test_serving_goes_on_while_a_path_is_left_or_may_come_back() -> None:
     stage = Stage()
     waiting = asyncio.create_task(stage.served.until_interrupted())

@@ -162,3 +162,13 @@ def test_decisions_are_written_as_json(plan: Plan, tmp_path: Path) -> None:
 
     (line,) = (tmp_path / "decisions.jsonl").read_text().splitlines()
     assert json.loads(line, parse_constant=unknown)["numbers"] == {"gain": None}
+
+
+def test_names_with_brackets_are_shown_as_they_are(
+    plan: Plan, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    document = plan.document()
+    document["cluster"]["name"], file = "lab [bold] [/x]", tmp_path / "plan.json"
+    file.write_text(json.dumps(document))
+    assert main(["explain", str(file)]) == 0
+    assert " on lab [bold] [/x] (20 GPUs" in capsys.readouterr().out

@@ -169,7 +169,8 @@ async def _serve_and_ask(
     identical = same == len(answers) == len(QUESTIONS) + len(OPENINGS)
 
     first = answers[0]
-    console.print(f"\n[bold]{first.prompt}[/]\n{first.text}\n", highlight=False)
+    console.print(f"\n{first.prompt}", style="bold")
+    console.print(f"{first.text}\n")
     ttft = percentiles(_numbers([answer.ttft_s for answer in answers]))
     tpot = percentiles(_numbers([answer.tpot_s for answer in answers]))
     console.print(

@@ -78,5 +78,5 @@ def run(args: argparse.Namespace) -> int:
     console.print(f"weights per GPU: {document['weight_bytes_per_gpu'] / 2**30:.2f} GiB")
     console.print(f"KV cache: {document['max_kv_tokens']} tokens")
     if document["max_kv_tokens"] == 0:
-        console.print("[bold]the weights do not fit[/]")
+        console.print("the weights do not fit", style="bold")
     return 0

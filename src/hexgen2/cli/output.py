@@ -29,13 +29,14 @@ def print_json(document: Mapping[str, Any]) -> None:
 
 
 def progress_console() -> Console:
-    """The console for progress and logs."""
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+    """The console for progress and logs. Brackets in names and in engines' logs are no markup."""
+    return Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
 
 
 def result_console() -> Console:
     """The console for results that a person reads; wide enough for its tables where it is no terminal."""
-    return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
+    width = None if sys.stdout.isatty() else 120
+    return Console(highlight=False, soft_wrap=True, width=width, markup=False)
 
 
 def write_json(path: str | Path, document: Mapping[str, Any]) -> None:

@@ -64,7 +64,7 @@ def controller_for(
             file.write(json.dumps(finite(decision.document()), allow_nan=False) + "\n")
         if decision.action != "keep":
             told = f"{'would ' if mode == 'dry-run' else ''}{decision.text}"
-            console.print(f"[bold]{told}[/]")
+            console.print(told, style="bold", markup=False)
             coordinator.live.tell(told)
 
     def flipping(of: Plan) -> Flipping:

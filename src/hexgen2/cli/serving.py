@@ -111,7 +111,7 @@ class Served:
         if event.kind == "down":
             # Ends what the group was working on; the health watch would see it a second later.
             coordinator.engine_ended(group)
-            self._console.print(f"[bold red]{event.failure}[/]")
+            self._alarm(str(event.failure))
         elif event.kind == "absent":
             self._console.print(f"{group} waits for its node's return")
         elif event.kind == "starting":
@@ -121,6 +121,10 @@ class Served:
             self._console.print(f"{group} is ready again")
         else:
             self._give_up(event)
+
+    def _alarm(self, text: str) -> None:
+        # Lines of an engine's log may have brackets, which must not be taken for markup.
+        self._console.print(text, style="bold red", markup=False)
 
     def lose(self, failure: EngineFailed) -> None:
         """Nothing is left to serve with."""
@@ -144,9 +148,10 @@ class Served:
         )
         paths = self.coordinator.fleet.planned.paths
         if any(self._given_up.isdisjoint(path.groups) for path in paths):
-            self._console.print(f"[bold red]{told}[/]\nserving goes on without it")
+            self._alarm(told)
+            self._console.print("serving goes on without it")
         elif not self._lost.done():
-            self._console.print(f"[bold red]{told}[/]")
+            self._alarm(told)
             assert event.failure is not None, "a group is given up after a failure"
             self.lose(event.failure)
 

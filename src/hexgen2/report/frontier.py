@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hexgen2.report.picture import save_figure
+from hexgen2.report.terminal import headed
 from hexgen2.specs.offers import Mix, Offers
 
 if TYPE_CHECKING:  # whoever serves shows pages too, and must not load solvers for that
@@ -78,11 +79,14 @@ def print_answer(console: Console, offers: Offers, asked: Asked, answer: Answer)
     best = answer.best
     wish = f"${asked.hourly:g}/h" if asked.hourly is not None else f"{asked.rate:g} requests/s"
     console.print(
-        f"[bold]{best.plan.model}[/] from {offers.name} for {wish}, workload {best.plan.workload}, "
-        f"engine {best.plan.engine}, {best.plan.objective.name}"
+        headed(
+            best.plan.model,
+            f" from {offers.name} for {wish}, workload {best.plan.workload}, "
+            f"engine {best.plan.engine}, {best.plan.objective.name}",
+        )
     )
     console.print()
-    console.print(f"[bold]rent {mix_words(offers, best.mix)}[/]")
+    console.print(headed(f"rent {mix_words(offers, best.mix)}"))
     console.print(
         f"    {offers.gpus(best.mix)} GPUs, ${best.price:.2f}/h → {_rate(best.rps)} req/s, "
         f"{best.plan.output_tokens_per_s:.0f} output tokens/s, "

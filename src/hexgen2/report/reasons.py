@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
+from hexgen2.report.terminal import headed
 from hexgen2.report.words import alike, ids_words, runs_words
 from hexgen2.specs.plan import ROLES, Group, Plan, Role, RunnerUp, ShadowPrice
 
@@ -38,7 +39,7 @@ def print_explanation(console: Console, plan: Plan) -> None:
     for subject, lines in explanation(plan).items():
         if lines:
             console.print()
-            console.print(f"[bold]{titles[subject]}[/]")
+            console.print(headed(titles[subject]))
             for line in lines:
                 console.print(f"    {line}", markup=False)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
+from hexgen2.report.terminal import headed
 from hexgen2.report.words import alike, class_lines, group_line, ids_words, nodes_words, rate_lines
 from hexgen2.specs.plan import Group, Plan
 
@@ -16,14 +17,17 @@ def print_plan(console: Console, plan: Plan) -> None:
     """Groups with their arithmetic, routes, bottleneck, price and time."""
     cluster = plan.cluster
     console.print(
-        f"[bold]{plan.model}[/] on {cluster.name} ({len(cluster.gpus)} GPUs, ${cluster.price_per_hour:.2f}/h), "
-        f"workload {plan.workload}, engine {plan.engine}, solver {plan.solver}"
+        headed(
+            plan.model,
+            f" on {cluster.name} ({len(cluster.gpus)} GPUs, ${cluster.price_per_hour:.2f}/h), "
+            f"workload {plan.workload}, engine {plan.engine}, solver {plan.solver}",
+        )
     )
     console.print()
     for groups in alike(plan):
         first, several = groups[0], len(groups) > 1
         name = f"{ids_words(groups)} ({len(groups)} alike)" if several else first.id
-        console.print(f"[bold]{group_line(plan, first, name)}[/]{' each' if several else ''}")
+        console.print(headed(group_line(plan, first, name), " each" if several else ""))
         console.print(
             f"    {'take' if several else 'takes'} {sum(group.share for group in groups):.1%} of all requests, "
             f"load {_load(plan, first):.0%}, ${sum(group.price_per_hour for group in groups):.2f}/h, "
@@ -50,7 +54,7 @@ def print_plan(console: Console, plan: Plan) -> None:
     console.print()
     value = f"{plan.objective.name} {plan.objective.value:.4g} {plan.objective.unit}"
     console.print(
-        f"[bold]{value}[/], {plan.output_tokens_per_s:.0f} output tokens/s, ${plan.price_per_hour:.2f}/h"
+        headed(value, f", {plan.output_tokens_per_s:.0f} output tokens/s, ${plan.price_per_hour:.2f}/h")
     )
     console.print(f"bottleneck: {plan.bottleneck.text}")
     if plan.upper_bound is not None and plan.gap is not None:
