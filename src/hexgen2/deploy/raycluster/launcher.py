@@ -212,7 +212,7 @@ class RayLauncher(ProcessLauncher[RayProcess]):
     async def _follow(self, one: RayProcess) -> None:
         """Write what a process puts out, until it has ended or its actor does not answer any more."""
         seen, heard = 0, time.monotonic()
-        with one.log.open("ab") as log:
+        with one.log.open("ab", buffering=0) as log:
             while one.exit_code is None:
                 try:
                     begin, output, code = await awaited(one.actor.news.remote(seen, NEWS_S), SILENCE_S)
@@ -227,10 +227,9 @@ class RayLauncher(ProcessLauncher[RayProcess]):
                     self._lose(one, f"its actor on node {one.spec.node} is gone: {_first_line(error)}")
                 else:
                     heard = time.monotonic()
-                    if begin > seen:
-                        log.write(f"\n[{begin - seen} bytes were not fetched in time]\n".encode())
-                    log.write(output)
-                    log.flush()
+                    missed = f"\n[{begin - seen} bytes were not fetched in time]\n" if begin > seen else ""
+                    with suppress(OSError):  # a full disk here is no end of the process there
+                        log.write(missed.encode() + output)
                     seen, one.exit_code = begin + len(output), code
 
     def _lose(self, one: RayProcess, words: str) -> None:
