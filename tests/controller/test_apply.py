@@ -29,12 +29,13 @@ class Recorder:
         self.urls: Mapping[str, str] = {group.id: f"http://{group.id}" for group in of.groups}
         self.config = SimpleNamespace(served_model_names=("m",))
         self.fleet = SimpleNamespace(engines={})
-        self.failing: set[str] = set()
+        self.failing: dict[str, Exception] = {}
 
     async def start(self, _: Plan, groups: Sequence[str]) -> None:
         self.done.append(("start", list(groups)))
-        if failed := self.failing.intersection(groups):
-            raise EngineFailed(failed.pop(), "does not start", (), Path("a.log"))
+        for group in groups:
+            if group in self.failing:
+                raise self.failing[group]
         self.urls = {**self.urls, **{group: f"http://{group}" for group in groups}}
 
     async def end(self, groups: Sequence[str]) -> None:
@@ -69,13 +70,16 @@ async def test_a_lost_group_ends_before_its_gpus_are_given_away() -> None:
     assert lost.id not in groups
 
 
-async def test_what_was_ended_while_nothing_served_is_started_again() -> None:
+@pytest.mark.parametrize(
+    "error", [EngineFailed("c9", "does not start", (), Path("a.log")), RuntimeError("nobody thought of it")]
+)
+async def test_what_was_ended_while_nothing_served_is_started_again(error: Exception) -> None:
     """The coordinator hears at once that it is gone, so that it may come back at another address."""
     base, carrier = plan(), Carrier(setting(long_answers()))
     only = Seat("c0", "colocated", seats_of(base)[0].stages)
     base = plan_of(base, (only,), carrier.best((only,)), long_answers(), "one group")
     recorder = Recorder(base)
-    recorder.failing = {"c9"}
+    recorder.failing = {"c9": error}
     chosen = candidate(carrier, (only,), (Seat("c9", "colocated", only.stages),), DEMAND)
     applier = Applier(cast(Coordinator, recorder), cast(Any, recorder), drain_s=3.0)
     with pytest.raises(ChangeFailed) as failed:

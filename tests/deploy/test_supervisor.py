@@ -72,8 +72,8 @@ class Watch:
     ) -> None:
         self.events: list[GroupEvent] = []
         self._news = asyncio.Event()
-        supervisor = Supervisor(launcher, groups, self._tell, policy, silence)
-        self.task = asyncio.create_task(supervisor.run())
+        self.supervisor = Supervisor(launcher, groups, self._tell, policy, silence)
+        self.task = asyncio.create_task(self.supervisor.run())
 
     def _tell(self, event: GroupEvent) -> None:
         self.events.append(event)
@@ -210,4 +210,19 @@ async def test_a_group_waits_for_its_node_and_begins_a_new_row_when_it_is_back()
     await watch.until("up")
     assert [event.attempt for event in watch.events if event.kind == "starting"] == [1, 2, 3]
     assert launcher.calls.count("start d0") == 3
+    await watch.stop()
+
+
+async def test_all_groups_may_be_let_go_before_others_come() -> None:
+    """A plan whose groups all change at once: the supervisor must be there for their successors."""
+    launcher = FakeLauncher()
+    watch = Watch(launcher, ("d0",))
+    await asyncio.sleep(0)
+    await watch.supervisor.let_go("d0")
+    await asyncio.sleep(0)
+    watch.supervisor.keep("d1")
+    launcher.fail("d1")
+    await watch.until("up")
+    assert launcher.calls[:2] == ["end d1", "start d1"]
+    assert not watch.task.done()
     await watch.stop()

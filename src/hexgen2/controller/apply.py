@@ -32,8 +32,8 @@ class Engines(Protocol):
         ...
 
     async def start(self, plan: Plan, groups: Sequence[str]) -> None:
-        """Start groups of the plan and return when they answer; EngineFailed or InputError where they do not,
-        and then none of them is left."""
+        """Start groups of the plan and return when they answer; EngineFailed or InputError where they do not.
+        None of them is left after an error."""
         ...
 
     async def end(self, groups: Sequence[str]) -> None:
@@ -91,7 +91,9 @@ class Applier:
             try:
                 if wave.starts:
                     await self._engines.start(final, [seat.id for seat in wave.starts])
-            except (EngineFailed, InputError, OSError) as error:
+            except Exception as error:  # whatever it is, the groups that were ended for it must come back
+                if not isinstance(error, EngineFailed | InputError | OSError):
+                    log.exception("a mistake, not an engine that does not start")
                 again = (*wave.serving, *wave.stops)
                 serving = await self._start_again(base, serving, again, stops, carrier, idle)
                 raise ChangeFailed(serving, error) from error
@@ -120,7 +122,7 @@ class Applier:
             return serving
         try:
             await self._engines.start(base, ended)
-        except (EngineFailed, InputError, OSError) as error:
+        except Exception as error:
             log.error("%s cannot be started again either: %s", ", ".join(ended), error)
             return serving
         note = "as before a change that failed"

@@ -6,10 +6,9 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 
 from hexgen2.deploy.compile import url
-from hexgen2.deploy.launcher import EngineFailed, Launcher
+from hexgen2.deploy.launcher import Launcher
 from hexgen2.deploy.spec import Deployment, ProcessSpec
 from hexgen2.deploy.supervisor import Supervisor
-from hexgen2.specs.errors import InputError
 from hexgen2.specs.plan import Plan
 
 
@@ -40,8 +39,8 @@ class RunningGroups:
         return self._urls
 
     async def start(self, plan: Plan, groups: Sequence[str]) -> None:
-        """Start groups of a plan and return when they answer; EngineFailed or InputError where they do not, and
-        then none of them is left."""
+        """Start groups of a plan and return when they answer; EngineFailed or InputError where they do not.
+        None of them is left after an error, whatever it is."""
         processes = await asyncio.to_thread(self._compile, plan, groups)
         self._launcher.add(processes)
         try:
@@ -50,7 +49,7 @@ class RunningGroups:
                 if failure is not None:
                     raise failure
             await self._launcher.wait_ready(self._ready_s, groups=groups)
-        except (EngineFailed, InputError, OSError):
+        except BaseException:
             for group in groups:
                 await self._launcher.end_group(group)
             raise

@@ -76,15 +76,18 @@ class Supervisor:
         self._groups = list(groups)
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._running: asyncio.TaskGroup | None = None
+        self._all_given_up = asyncio.Event()
         self._tell = tell
         self._policy = policy or RestartPolicy()
         self._silence = silence
 
     async def run(self) -> None:
-        """Keep the groups alive; returns when all are given up."""
+        """Keep the groups alive; returns when the last one is given up. One that is let go is not: others may
+        come in its place."""
         async with asyncio.TaskGroup() as self._running:
             for group in self._groups:
                 self.keep(group)
+            await self._all_given_up.wait()
 
     def keep(self, group: str) -> None:
         """Keep another group alive, which is ready; to be called while `run` runs."""
@@ -112,6 +115,9 @@ class Supervisor:
                     tried = 0
                 if tried >= policy.tries:
                     self._tell(GroupEvent(group, "given_up", failure, tried))
+                    del self._tasks[group]
+                    if not self._tasks:
+                        self._all_given_up.set()
                     return
                 await asyncio.sleep(policy.pause_s(tried))
                 tried += 1
