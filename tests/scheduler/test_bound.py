@@ -12,18 +12,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
+from hexgen2.cost.memory import Settings
 from hexgen2.cost.replica import CostModel
 from hexgen2.cost.stage import StageCost
 from hexgen2.scheduler import PROFILES, Problem, schedule
-from hexgen2.scheduler.bound import upper_bound
-from hexgen2.scheduler.bound.additive import additive_bound
+from hexgen2.scheduler.bound import additive, upper_bound
 from hexgen2.scheduler.bound.exchange import Exchange
 from hexgen2.scheduler.bound.grid import grid_bound
 from hexgen2.scheduler.bound.groups import GroupTable
 from hexgen2.scheduler.bound.linear import linear_bound
 from hexgen2.scheduler.bound.packing import NEGLIGIBLE, closure, parts
 from hexgen2.scheduler.bound.places import Places
+from hexgen2.scheduler.bound.rates import GroupRates
+from hexgen2.scheduler.bound.stages import Stages
 from hexgen2.scheduler.bound.times import Iteration, many_seconds
+from hexgen2.scheduler.bound.work import RoleWork
 from hexgen2.scheduler.columns import Kinds
 from hexgen2.scheduler.evaluate import Evaluator, best_rate
 from hexgen2.scheduler.exhaustive import _choices
@@ -34,6 +37,7 @@ from hexgen2.specs.cluster import Cluster, load_cluster
 from hexgen2.specs.errors import InputError
 from hexgen2.specs.model import Model
 from hexgen2.specs.plan import ROLES, Role, Slo
+from hexgen2.specs.workload import Lengths
 from tests.scheduler.support import (
     A100,
     A6000,
@@ -66,7 +70,7 @@ def bounds(task: Problem) -> dict[str, float]:
     topology = Topology(task.cluster)
     found = {
         "grid": grid_bound(task, topology).value,
-        "additive": additive_bound(Evaluator(task, best_rate)),
+        "additive": additive.additive_bound(Evaluator(task, best_rate)),
     }
     if task.engine.uniform_tp:
         value = linear_bound(task, Places.of_kinds(Kinds(topology)))
@@ -250,3 +254,72 @@ def test_a_cluster_of_many_kinds_has_a_bound_too() -> None:
         plan = schedule(task, solver="colocated")
         assert plan.upper_bound is not None
         assert plan.objective.value <= plan.upper_bound
+
+
+def fixed(prompt: int, answer: int) -> Lengths:
+    return Lengths(np.array([prompt]), np.array([answer]))
+
+
+WIDE_CACHE = SMALL.model_copy(update={"name": "wide-cache", "weight_bytes": 10.0, "kv_bytes": 64.0})
+ODD = {
+    "a prompt beyond the token budget": (WIDE_CACHE, fixed(9000, 2), Settings(token_budget=256)),
+    "a prompt cut smaller than the token budget": (WIDE_CACHE, fixed(8200, 50), Settings()),
+}
+
+
+@pytest.mark.parametrize("latency_ms", [0.0, 50.0])
+@pytest.mark.parametrize("name", ODD)
+def test_no_group_of_an_odd_load_is_faster_than_any_bound(name: str, latency_ms: float) -> None:
+    model, load, how = ODD[name]
+    network = {"default": {"gbps": 10, "latency_ms": latency_ms}}
+    where = cluster((A100, 1), (A100, 1), (A100, 1), network=network)
+    for engine in ("vllm", "any"):
+        task = replace(problem(where, model, engine, load), cost=CostModel(model, settings=how))
+        places = Places.of_nodes(Topology(where))
+        served = 0.0
+        for role in ROLES:
+            table = GroupTable(task, places, role)
+            for vector in vectors(where):
+                best = max((choice.rps for choice in _choices(task, vector, role)), default=0.0)
+                assert best <= float(table.exact(np.array([vector]), np.zeros(1))[0]) * (1 + ROUNDING)
+                served = max(served, best if role == "colocated" else 0.0)
+        assert 0 < served <= min(bounds(task).values()) * (1 + ROUNDING)
+
+
+def test_links_slower_than_all_layers_leave_pipelines_a_bound() -> None:
+    """Being reached may take longer than all else, counted in layers of one stage more than of another."""
+    changed = {"layers": 32, "heads": 8, "intermediate_size": 4096, "weight_bytes": 4.0}
+    network = {"default": {"gbps": 25, "latency_ms": 50}}
+    task = problem(
+        cluster((H100, 5), (L40, 1), network=network), SMALL.model_copy(update=changed), load=fixed(13, 4)
+    )
+    places = Places.of_nodes(Topology(task.cluster))
+    for role in ROLES:
+        rates = GroupRates(task, places, role)
+        for counts in ([4, 0, 0, 1], [0, 2, 0, 1], [1, 0, 1, 1], [2, 1, 0, 0]):
+            stages = Stages(places, ((0, 1), (0, 2), (0, 4), (1, 1)), np.array([counts]))
+            quick, batches = rates.quick(stages)
+            assert 0 < rates.close(stages, batches, np.zeros(1))[0] <= quick[0] * (1 + ROUNDING)
+
+
+@pytest.mark.parametrize("batch", [4, 16, 256])
+def test_a_layer_takes_no_less_than_the_bound_counts_where_few_iterations_carry_prompts(batch: int) -> None:
+    """Prompts touch all experts at once, which the mean number of tokens does not show."""
+    stages, each = np.array([4.0]), batch / 4
+    task = problem(cluster((A100, 4)), MIXTURE, load=fixed(2000, 100))
+    evaluator = Evaluator(task, best_rate)
+    work = RoleWork(task, "colocated")
+    iterations = work.iterations(stages.astype(int), np.array([batch]))
+    layer = additive.layer_of(evaluator, Kinds(evaluator.topology), 0, 1)
+    real = [
+        sum(float(np.sum(many_seconds(cost, iteration))) for iteration in iterations) - layer.steps
+        for cost in layer.costs
+    ]
+    tokens, squares = each * (1 + 2000 / 100), each * 2000**2 / 100
+    counted = layer.mean_seconds(each, tokens, squares, each * task.cost.moments(task.lengths).context)
+    assert 0.3 * min(real) <= counted <= min(real) * (1 + ROUNDING)
+
+    times = GroupRates(task, Places.of_nodes(evaluator.topology), "colocated").times((0, 1))
+    most = work.iterations((stages * 256 / batch).astype(int), np.array([256]))
+    counted = float(times.layer_of_any_batch(most, replace(most[-1], weight=1.0))[0])
+    assert counted <= float(times.layer(iterations)[0]) * (1 + ROUNDING)

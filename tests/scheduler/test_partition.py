@@ -51,6 +51,10 @@ def test_metis_finds_cliques_and_repeats_itself(count: int, each: int) -> None:
     assert labels(metis_groups(count, weights, memory)) == labels(groups)
 
 
+def test_metis_leaves_a_single_gpu_as_it_is() -> None:
+    assert [group.tolist() for group in metis_groups(2, np.zeros((1, 1)), np.ones(1))] == [[0]]
+
+
 @pytest.mark.parametrize("solver", ["paper", "hexgen2"])
 def test_plans_from_metis_are_valid(solver: str) -> None:
     pytest.importorskip("pymetis")

@@ -7,6 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from hexgen2.cost.memory import Settings
+from hexgen2.cost.replica import CostModel
 from hexgen2.report.words import rate_lines
 from hexgen2.scheduler import Problem, schedule
 from hexgen2.scheduler.prediction import predict
@@ -81,3 +83,12 @@ def test_throughput_plans_have_no_targets_to_keep(asked: Problem) -> None:
     assert found.at_rate is not None
     assert found.at_rate.attainment is None
     assert found.at_rate.carried
+
+
+def test_prompts_that_cost_nothing_beside_decoding_are_predicted_too() -> None:
+    """A token more hides in the reading of weights on one GPU: nothing is left that a prompt adds."""
+    task = problem(cluster((H100, 1)), load=lengths(prompt=100, answer=60), objective="goodput", rate=0.1)
+    task = replace(task, cost=CostModel(task.model, settings=Settings(token_budget=256)))
+    found = schedule(task, solver="colocated").at_rate
+    assert found is not None
+    assert found.carried

@@ -281,7 +281,9 @@ def prompt_queue(
     weight = len(costs) if beside else 1
     each = [(b - a) / (batch - 1) for a, b in zip(one, many, strict=True)] if batch > 1 else one
     fixed = weight * (one[slowest] - each[slowest])
-    mean = weight * max(each[slowest], 1e-6 * one[slowest])  # reading weights alone may take all the time
+    # Reading weights alone may take all the time, beside decoding sequences exactly so.
+    alone_s = prefill_times(costs, moments.input, moments.input_sq, 1.0, budget)[1][slowest]
+    mean = weight * max(each[slowest], 1e-6 * alone_s)
     # Work of a prompt of s tokens: u·s + v·s², with the shares of both in the mean prompt as the stage has
     # them.
     cost = costs[slowest]

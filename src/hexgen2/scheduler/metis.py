@@ -33,7 +33,7 @@ def metis_groups(count: int, weights: FloatArray, memory: FloatArray) -> list[In
     ``weights`` (n, n): edges with a zero diagonal; ``memory`` (n,): vertices. The result depends on the
     arguments alone.
     """
-    if count <= 1:
+    if count <= 1 or len(memory) == 1:
         return [np.arange(len(memory))]
     pymetis = import_module("pymetis")
     row, column = np.nonzero(weights)

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, ValidationError, field_validator
+from pydantic import AfterValidator, Field, ValidationError, field_validator
 
 from hexgen2.specs import files
 from hexgen2.specs.base import Spec
@@ -22,10 +22,23 @@ GBPS = 1e9 / 8  # bytes/s in one gigabit per second
 _MAX_GPUS_PER_NODE = 1024  # no machine has as many: more is a slip, and would fill the memory with link tables
 
 
+def _no_slower_than_a_modem(gbps: float) -> float:
+    if gbps < _LEAST_GBPS:
+        raise ValueError(f"{gbps:g} is less than a kilobit per second; write gigabits per second")
+    return gbps
+
+
+_LEAST_GBPS = 1e-6
+Gbps = Annotated[float, Field(gt=0, le=1e6), AfterValidator(_no_slower_than_a_modem)]
+"""Gigabits per second. What lies outside is a slip in the unit, and would overflow where it is divided by."""
+HourlyPrice = Annotated[float, Field(ge=0, le=1e6)]
+"""USD per GPU and hour."""
+
+
 class LinkFigures(Spec):
     """A link as people write it: gigabits per second each way, milliseconds one way."""
 
-    gbps: float = Field(gt=0)
+    gbps: Gbps
     latency_ms: float = Field(default=0.5, ge=0)
 
     @property
@@ -56,8 +69,8 @@ class Node(Spec):
     name: str = Field(min_length=1)
     gpu: str
     count: int = Field(ge=1, le=_MAX_GPUS_PER_NODE)
-    nic_gbps: float | None = Field(default=None, gt=0)
-    price_per_gpu_hour: float | None = Field(default=None, ge=0)
+    nic_gbps: Gbps | None = None
+    price_per_gpu_hour: HourlyPrice | None = None
     intra_link: LinkFigures | None = None
     host: str | None = None
 

@@ -39,6 +39,8 @@ def read_mapping(path: str | Path, what: str) -> dict[str, Any]:
         where = f"line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "is not valid YAML"
         raise InputError(str(path), where, str(problem), "mend the YAML there") from None
+    except (ValueError, RecursionError):  # a number of thousands of digits, a date that is none
+        raise InputError(str(path), "", "is no YAML that can be read", "mend the file") from None
     return require_mapping(document, str(path), what)
 
 
@@ -51,6 +53,8 @@ def read_json(path: str | Path, what: str) -> dict[str, Any]:
         raise InputError(
             str(path), f"line {error.lineno}", f"is not whole JSON ({error.msg})", "write the file again"
         ) from None
+    except (ValueError, RecursionError):  # a number of thousands of digits, thousands of brackets
+        raise InputError(str(path), "", "is no JSON that can be read", "write the file again") from None
     return require_mapping(document, str(path), what)
 
 

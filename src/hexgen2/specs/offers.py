@@ -16,7 +16,16 @@ from pydantic import Field, ValidationError, model_validator
 from hexgen2.specs import files
 from hexgen2.specs.base import Spec
 from hexgen2.specs.catalog import gpu_price
-from hexgen2.specs.cluster import Cluster, LinkFigures, Network, Node, PairLink, parse_cluster
+from hexgen2.specs.cluster import (
+    Cluster,
+    Gbps,
+    HourlyPrice,
+    LinkFigures,
+    Network,
+    Node,
+    PairLink,
+    parse_cluster,
+)
 from hexgen2.specs.errors import InputError
 from hexgen2.specs.gpu import GpuType
 
@@ -36,10 +45,10 @@ class Offer(Spec):
     name: str = Field(min_length=1)
     gpu: str
     count: int = Field(ge=1, le=1024)
-    price_per_gpu_hour: float | None = Field(default=None, ge=0)
+    price_per_gpu_hour: HourlyPrice | None = None
     available: int = Field(default=MOST_NODES, ge=1, le=1024)
     region: str | None = Field(default=None, min_length=1)
-    nic_gbps: float | None = Field(default=None, gt=0)
+    nic_gbps: Gbps | None = None
     intra_link: LinkFigures | None = None
 
     @model_validator(mode="after")

@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
 
+MOST_TOKENS = 10**9
+"""A request's tokens at most, prompt and answer each: more is a slip, and would overflow."""
+
 _NORMAL = NormalDist()
 _PLASTIC = 1.324717957244746  # the root of x³ = x + 1; its powers give the R2 low-discrepancy sequence
 

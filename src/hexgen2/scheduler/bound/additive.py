@@ -1,4 +1,4 @@
-"""An upper bound on every plan's objective under the cost model, by one linear program (docs/scheduler.md).
+"""An upper bound on every plan's objective under the cost model, by one linear program (docs/bound.md).
 
 The idea: a stage of t GPUs with l of the model's L layers, at rate R, is busy at most all the time, so
 R·l/L ≤ (what the stage could do if it held all layers)/1. Summed over a group's stages: its rate is at most the
@@ -18,7 +18,7 @@ Links and NICs between kinds of node limit what crosses, in the aggregate of all
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 
 import numpy as np
@@ -30,6 +30,8 @@ from hexgen2.cost.layout import StageShape
 from hexgen2.cost.memory import overhead_bytes, workspace_bytes
 from hexgen2.cost.moments import Moments
 from hexgen2.cost.stage import StageCost, stage_cost
+from hexgen2.scheduler.bound.groups import tp_sizes
+from hexgen2.scheduler.bound.places import Places
 from hexgen2.scheduler.columns import Kinds
 from hexgen2.scheduler.evaluate import Evaluator
 from hexgen2.specs.gpu import Link
@@ -49,6 +51,24 @@ class Layer:
     def seconds(self, tokens: float, squares: float, context: float) -> float:
         """The least time of any of the model's sorts of layer."""
         return min(cost.seconds(tokens, squares, context, 0.0) for cost in self.costs) - self.steps
+
+    def mean_seconds(self, decoding: float, tokens: float, squares: float, context: float) -> float:
+        """The least mean time over iterations of which some carry prompts beside the ``decoding`` sequences and
+        others do not; ``tokens`` and ``squares`` are means.
+
+        A time that is convex in the work is in the mean no less than that of the mean work. The reading of
+        experts is not convex: prompts touch them all at once, in few iterations. It counts as without prompts.
+        """
+        return (
+            min(
+                max(
+                    replace(cost, expert_read_s=0.0).seconds(tokens, squares, context, 0.0),
+                    cost.seconds(decoding, 0.0, context, 0.0),
+                )
+                for cost in self.costs
+            )
+            - self.steps
+        )
 
 
 @dataclass
@@ -73,9 +93,9 @@ def additive_bound(evaluator: Evaluator) -> float:
     kinds = Kinds(evaluator.topology, by_community=fine)
     moments = evaluator.values.moments
     number = len(kinds.nodes)
-    shapes = product(range(number), evaluator.sizes)
-    layers = {shape: _layer(evaluator, kinds, *shape) for shape in shapes}
-    usable = [_usable_bytes(evaluator, kinds, kind) for kind in range(number)]
+    sizes = tp_sizes(problem, Places.of_kinds(kinds))
+    layers = {shape: layer_of(evaluator, kinds, *shape) for shape in product(range(number), sizes)}
+    usable = [_usable_bytes(evaluator, kinds, kind, max(sizes)) for kind in range(number)]
     lp = _Rows()
     gpus: list[dict[int, float]] = [{} for _ in range(number)]
     served = lp.new()
@@ -84,11 +104,11 @@ def additive_bound(evaluator: Evaluator) -> float:
 
     in_all: dict[int, float] = {}
     for kind in range(number):
-        rates = [_prefill_rate(evaluator, layers[kind, tp], tp) for tp in evaluator.sizes]
+        rates = [_prefill_rate(evaluator, layers[kind, tp], tp) for tp in sizes]
         taken = lp.new()
         gpus[kind][taken] = 1.0
         # Of more GPUs than KV heads, on several nodes, those of one node may send what the others hold too.
-        copies = [max(1.0, tp / problem.model.kv_shards) for tp in evaluator.sizes]
+        copies = [max(1.0, tp / problem.model.kv_shards) for tp in sizes]
         sent = max(rate * copy for rate, copy in zip(rates, copies, strict=True))
         lp.add({prefilled[kind]: 1.0, taken: -sent}, 0.0)
         in_all |= {prefilled[kind]: 1.0, taken: -max(rates)}
@@ -97,7 +117,7 @@ def additive_bound(evaluator: Evaluator) -> float:
     served_row: dict[int, float] = {served: 1.0}
     for role in ("decode", "colocated"):
         for kind in range(number):
-            for tp in evaluator.sizes:
+            for tp in sizes:
                 rate = _one_stage_rate(evaluator, kinds, kind, tp, role)
                 if rate > 0:
                     taken = lp.new()
@@ -108,7 +128,10 @@ def additive_bound(evaluator: Evaluator) -> float:
                 memory: dict[int, float] = {}
                 needed = _needed_bytes(evaluator, low)
                 for kind in range(number):
-                    for tp in evaluator.sizes:
+                    inside = [
+                        tp for tp in sizes if tp <= kinds.count(kind)
+                    ]  # stages of pipelines lie in a node
+                    for tp in inside:
                         rate = _stage_rate(evaluator, layers[kind, tp], high, role)
                         taken = lp.new()
                         gpus[kind][taken] = float(tp)
@@ -173,21 +196,27 @@ def _solve(lp: _Rows, gained: list[int]) -> float:
     return -float(solved.fun) * (1 + 1e-6)
 
 
-def _best_link(kinds: Kinds, kind: int) -> Link:
-    """The best bandwidth and the best latency of any link at nodes of a kind."""
+def _best_link(kinds: Kinds, kind: int, tp: int) -> Link | None:
+    """The best bandwidth and the best latency of any link at nodes of a kind; for more GPUs than a node has, of
+    any link to another node."""
+    if tp == 1:
+        return None
     nodes = list(kinds.nodes[kind])
-    topology = kinds.topology
-    return Link(bandwidth=float(topology.bandwidth[nodes].max()), latency=float(topology.latency[nodes].min()))
+    bandwidth, latency = kinds.topology.bandwidth[nodes], kinds.topology.latency[nodes]
+    if tp > kinds.count(kind):
+        between = np.arange(bandwidth.shape[1]) != np.array(nodes)[:, None]
+        bandwidth, latency = bandwidth[between], latency[between]
+    return Link(bandwidth=float(bandwidth.max()), latency=float(latency.min()))
 
 
-def _layer(evaluator: Evaluator, kinds: Kinds, kind: int, tp: int) -> Layer:
+def layer_of(evaluator: Evaluator, kinds: Kinds, kind: int, tp: int) -> Layer:
     """One layer in the middle of the model."""
     problem = evaluator.problem
     gpu = kinds.topology.types[kinds.nodes[kind][0]]
     # Slower large all-reduces would break the claim's step 1, and what a stage pays once is no layer's: without
     # them no time is longer.
     efficiency = problem.cost.efficiencies.of(gpu).affine().model_copy(update={"prompt_overhead_s": 0.0})
-    stage = StageShape(gpu, tp, 1, _best_link(kinds, kind) if tp > 1 else None)
+    stage = StageShape(gpu, tp, 1, _best_link(kinds, kind, tp))
     model = problem.model
     sorts = [model]
     if model.moe is not None and model.moe.dense_layers:
@@ -201,7 +230,9 @@ def _prefill_rate(evaluator: Evaluator, layer: Layer, tp: int) -> float:
     """Requests/s that one GPU contributes to prefill in stages of ``tp``, at the largest batch."""
     moments, settings = evaluator.values.moments, evaluator.problem.cost.settings
     batch = max(1, min(settings.max_batch, int(settings.token_budget // moments.input)))
-    chunks = max(1, int(np.ceil(batch * moments.input / settings.token_budget)))
+    # A prompt beyond the budget is cut, where memory is scarce into smaller pieces than the budget: per token
+    # none is faster than a whole budget.
+    chunks = max(1.0, batch * moments.input / settings.token_budget)
     seconds = chunks * layer.seconds(batch * moments.input / chunks, batch * moments.input_sq / chunks, 0.0)
     return batch / (tp * evaluator.problem.model.layers * seconds)
 
@@ -210,8 +241,8 @@ def _one_stage_rate(evaluator: Evaluator, kinds: Kinds, kind: int, tp: int, role
     """Requests/s of a group that is one stage of ``tp`` GPUs of a kind."""
     problem = evaluator.problem
     gpu = kinds.topology.types[kinds.nodes[kind][0]]
-    layout = (StageShape(gpu, tp, problem.model.layers, _best_link(kinds, kind) if tp > 1 else None),)
-    tpot = problem.slo.tpot_s if problem.objective == "goodput" else None
+    layout = (StageShape(gpu, tp, problem.model.layers, _best_link(kinds, kind, tp)),)
+    tpot = evaluator.targets.tpot_s if evaluator.targets else None
     if role == "decode":
         return problem.cost.decode_capacity(layout, problem.lengths, tpot).rps
     return problem.cost.colocated_capacity(layout, problem.lengths, tpot).rps
@@ -223,17 +254,18 @@ def _stage_rate(evaluator: Evaluator, layer: Layer, batch: float, role: str) -> 
     scale = evaluator.problem.model.layers * moments.output
     if role == "decode":
         return batch / (scale * layer.seconds(batch, 0.0, batch * moments.context))
-    batch = min(batch, settings.token_budget / (1 + moments.input / moments.output))
+    # One sequence runs whatever the budget.
+    batch = min(batch, max(1.0, settings.token_budget / (1 + moments.input / moments.output)))
     tokens = batch * (1 + moments.input / moments.output)
     squares = batch * moments.input_sq / moments.output
-    return batch / (scale * layer.seconds(tokens, squares, batch * moments.context))
+    return batch / (scale * layer.mean_seconds(batch, tokens, squares, batch * moments.context))
 
 
-def _usable_bytes(evaluator: Evaluator, kinds: Kinds, kind: int) -> float:
-    """M: the memory of one GPU that weights and KV caches may have."""
+def _usable_bytes(evaluator: Evaluator, kinds: Kinds, kind: int, most: int) -> float:
+    """M: the memory of one GPU that weights and KV caches may have; ``most``: the largest TP size."""
     settings = evaluator.problem.cost.settings
     gpu = kinds.topology.types[kinds.nodes[kind][0]]
-    widest = StageShape(gpu, max(evaluator.sizes), 1)
+    widest = StageShape(gpu, most, 1)
     usable = settings.memory_utilisation * gpu.memory_bytes - overhead_bytes(widest, 2, settings)
     return usable - workspace_bytes(evaluator.problem.model, widest, settings, last=False)
 

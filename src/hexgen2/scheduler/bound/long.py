@@ -8,6 +8,7 @@ stages contribute additively. Their sequences need memory: over the stages Σ (t
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -95,6 +96,9 @@ class LongPipelines:
         for slot in slots:
             of = self._rates.times(slot)
             layer = float(of.layer(iterations)[0])
+            if self.role == "colocated":
+                decoding = replace(iterations[-1], weight=1.0)
+                layer = float(of.layer_of_any_batch(iterations, decoding)[0])
             inner, entry = self._reached(slot, times, tokens)
             on_node = (
                 self.places.width[slot[0]] // slot[1]
@@ -102,7 +106,7 @@ class LongPipelines:
             layers.append(layer)
             spent.append((float(of.fixed(iterations)[0]) + inner + (entry - inner) / on_node) / layer)
             exempt.append(entry / layer)
-        whole = self.problem.model.layers + self.least * min(spent) - max(exempt)
+        whole = self.problem.model.layers + max(0.0, self.least * min(spent) - max(exempt))
         served = float(work.per_cycle(stages, batch)[0])
         return [served / (whole * layer) for layer in layers]
 

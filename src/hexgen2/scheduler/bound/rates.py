@@ -145,13 +145,15 @@ class GroupRates:
         """
         entering = np.where(stages.absent, np.inf, of.entry - of.inner)
         least = np.minimum.reduceat(entering, stages.starts, axis=0)
-        spent = (stages.by_slot * (of.fixed + of.inner)).sum(axis=0)
-        spent += np.where(
+        reached = (stages.by_slot * of.inner).sum(axis=0)
+        reached += np.where(
             stages.entries > 0, stages.entries * np.where(stages.entries > 0, least, 0.0), 0.0
         ).sum(axis=0)
         head = np.where(stages.absent, np.inf, of.head).min(axis=0)
         exempt = np.where(stages.absent, 0.0, np.maximum(of.entry, of.inner)).max(axis=0)
-        cycle: FloatArray = (self.layers + spent + head - exempt) / (stages.by_slot / of.layer).sum(axis=0)
+        # The first stage is not reached: the dearest boundary at most is none, and the rest is not negative.
+        spent = (stages.by_slot * of.fixed).sum(axis=0) + head + np.maximum(0.0, reached - exempt)
+        cycle: FloatArray = (self.layers + spent) / (stages.by_slot / of.layer).sum(axis=0)
         return cycle
 
     def _whole_cycle(self, stages: Stages, batch: IntArray, held: IntArray) -> FloatArray:

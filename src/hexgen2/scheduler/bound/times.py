@@ -7,7 +7,7 @@ sort of layer that the model has. Costs come from `cost.stage`; here they are ev
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,10 +75,27 @@ class StageTimes:
 
     def layer(self, work: Sequence[Iteration]) -> FloatArray:
         """Seconds of one more layer: the least of all sorts of layer."""
-        bare = self.fixed(work)
-        each = [(_sum(cost, work) - bare) / self._cost.model.layers for cost in self._layers]
-        least: FloatArray = np.minimum.reduce(each)
+        least: FloatArray = np.minimum.reduce([self._each(cost, work) for cost in self._layers])
         return least
+
+    def layer_of_any_batch(self, work: Sequence[Iteration], decoding: Iteration) -> FloatArray:
+        """The same where fewer sequences may share an iteration's work, so that fewer iterations carry prompts;
+        ``decoding``: an iteration without.
+
+        What is computed takes no less time then. The reading of experts may, since many prompt tokens touch all
+        at once: it counts as in decoding alone.
+        """
+        least: FloatArray = np.minimum.reduce(
+            [
+                np.maximum(self._each(replace(cost, expert_read_s=0.0), work), self._each(cost, [decoding]))
+                for cost in self._layers
+            ]
+        )
+        return least
+
+    def _each(self, cost: StageCost, work: Sequence[Iteration]) -> FloatArray:
+        each: FloatArray = (_sum(cost, work) - self.fixed(work)) / self._cost.model.layers
+        return each
 
     def boundary(self, link: Link) -> tuple[float, float]:
         """(seconds per iteration, seconds per token) of receiving hidden states over a link.

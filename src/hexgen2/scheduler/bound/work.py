@@ -69,7 +69,7 @@ class RoleWork:
     def iterations(self, stages: IntArray, batch: IntArray) -> list[Iteration]:
         """What each stage works on in a cycle, arrays (V,)."""
         if self.role == "prefill":
-            return self._prefill(len(batch))
+            return [self._prefill(len(batch))]
         moments = self.moments
         sequences = np.maximum(batch, stages).astype(float)
         each = sequences / stages
@@ -87,18 +87,15 @@ class RoleWork:
         )
         return [mixed, Iteration(1 - part, each, nothing, context, each)]
 
-    def _prefill(self, count: int) -> list[Iteration]:
-        budget = self.settings.token_budget
+    def _prefill(self, count: int) -> Iteration:
+        """A batch. A prompt beyond the token budget is cut, where memory is scarce into smaller pieces than the
+        budget: per token none is faster than a whole budget."""
+        chunks = max(1.0, self.prompts * self.moments.input / self.settings.token_budget)
         tokens, squares = self.prompts * self.moments.input, self.prompts * self.moments.input_sq
-        whole, rest = divmod(tokens, budget) if tokens > budget else (0.0, tokens)
-        return [
-            Iteration(
-                weight,
-                np.full(count, size),
-                np.full(count, squares * size / tokens),
-                np.zeros(count),
-                np.full(count, self.prompts * size / tokens),
-            )
-            for weight, size in ((whole, float(budget)), (1.0, rest))
-            if weight and size
-        ]
+        return Iteration(
+            chunks,
+            np.full(count, tokens / chunks),
+            np.full(count, squares / chunks),
+            np.zeros(count),
+            np.full(count, self.prompts / chunks),
+        )

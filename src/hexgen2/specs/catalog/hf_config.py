@@ -16,6 +16,10 @@ Shape = dict[str, Any]
 
 _DTYPE_BYTES = {"bfloat16": 2.0, "float16": 2.0, "half": 2.0, "float32": 4.0, "float": 4.0}
 
+_MOST = 10**9
+_MOST_LAYERS = 10_000
+"""No model has as many: more is a slip, and would be counted through for ever."""
+
 _OPT_POSITION_OFFSET = 2  # OPT's position table starts with two rows that stand for padding
 
 
@@ -26,20 +30,19 @@ class Fields:
         self._config = config
         self.source = source
 
-    def count(self, name: str, default: int | None = None, *, at_least: int = 1) -> int:
+    def count(self, name: str, default: int | None = None, *, at_least: int = 1, at_most: int = _MOST) -> int:
         """A whole number; ``default`` where the field is absent or null."""
         value = self._config.get(name)
         if value is None:
             if default is None:
                 raise self.missing(name)
             return default
+        mend = "correct it to the model's published value"
         if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
-            raise InputError(
-                self.source,
-                name,
-                f"{value!r} is not a whole number of at least {at_least}",
-                "correct it to the model's published value",
-            )
+            problem = f"{value!r} is not a whole number of at least {at_least}"
+            raise InputError(self.source, name, problem, mend)
+        if value > at_most:
+            raise InputError(self.source, name, f"{value} is more than {at_most:,}", mend)
         return value
 
     def optional_count(self, name: str) -> int | None:
@@ -85,7 +88,7 @@ def parse_config(config: Mapping[str, Any], *, source: str, name: str, location:
         return Model(
             name=name,
             location=location,
-            layers=fields.count("num_hidden_layers"),
+            layers=fields.count("num_hidden_layers", at_most=_MOST_LAYERS),
             hidden_size=fields.count("hidden_size"),
             vocab_size=fields.count("vocab_size"),
             max_positions=fields.count("max_position_embeddings"),
@@ -163,7 +166,7 @@ def _qwen3_moe(fields: Fields) -> Shape:
     if fields.count("decoder_sparse_step", 1) != 1:
         raise fields.unsupported("decoder_sparse_step", "with experts in every layer after the dense ones")
     dense = fields.get("mlp_only_layers") or []
-    if dense != list(range(len(dense))):
+    if not isinstance(dense, list) or dense != list(range(len(dense))):
         raise fields.unsupported("mlp_only_layers", "whose dense layers come first")
     moe = MoE(
         experts=fields.count("num_experts"),

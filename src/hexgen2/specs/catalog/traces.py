@@ -14,7 +14,7 @@ import numpy as np
 
 from hexgen2.specs import files
 from hexgen2.specs.errors import InputError
-from hexgen2.specs.workload import Lengths, Workload
+from hexgen2.specs.workload import MOST_TOKENS, Lengths, Workload
 
 _AZURE = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 _MOONCAKE = ("timestamp", "input_length", "output_length")
@@ -72,13 +72,22 @@ def _csv_rows(path: Path) -> Iterator[_Request]:
         raise InputError(
             source, "row 1", f"lacks the column {', '.join(missing)}", f"name the columns {','.join(_AZURE)}"
         )
-    for record in reader:
+    for record in _records(reader, source):
         row = f"row {reader.line_num}"
         yield _Request(
             _seconds(record["TIMESTAMP"], source, f"{row}, TIMESTAMP"),
             _length(_whole(record["ContextTokens"]), source, f"{row}, ContextTokens"),
             _length(_whole(record["GeneratedTokens"]), source, f"{row}, GeneratedTokens"),
         )
+
+
+def _records(reader: csv.DictReader[str], source: str) -> Iterator[dict[str, str]]:
+    """The rows of a CSV file; what is no CSV is told with its row."""
+    try:
+        yield from reader
+    except csv.Error as error:
+        row = f"row {reader.line_num + 1}"
+        raise InputError(source, row, f"is not CSV ({error})", "write one request per line") from None
 
 
 def _jsonl_rows(path: Path) -> Iterator[_Request]:
@@ -92,6 +101,8 @@ def _jsonl_rows(path: Path) -> Iterator[_Request]:
             record = json.loads(line)
         except json.JSONDecodeError as error:
             raise InputError(source, row, f"is not JSON ({error.msg})", "write one object per line") from None
+        except (ValueError, RecursionError):  # a number of thousands of digits, thousands of brackets
+            raise InputError(source, row, "is no JSON that can be read", "write one object per line") from None
         if not isinstance(record, dict):
             raise InputError(source, row, "is not a JSON object", "write one object per line")
         for name in _MOONCAKE:
@@ -116,9 +127,12 @@ def _seconds(text: str | None, source: str, field: str) -> float:
 
 
 def _milliseconds(value: object, source: str, field: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise InputError(source, field, f"{value!r} is not a time", "write milliseconds as a number")
-    return float(value)
+    try:
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+            return float(value)
+    except OverflowError:  # a whole number beyond all floats
+        pass
+    raise InputError(source, field, f"{_shown(value)} is not a time", "write milliseconds as a number")
 
 
 def _whole(text: str | None) -> object:
@@ -130,8 +144,17 @@ def _whole(text: str | None) -> object:
 
 
 def _length(value: object, source: str, field: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST_TOKENS:
         raise InputError(
-            source, field, f"{value!r} is not a whole number of at least 1", "correct the row or leave it out"
+            source,
+            field,
+            f"{_shown(value)} is not a whole number of at least 1 and at most {MOST_TOKENS:,}",
+            "correct the row or leave it out",
         )
     return value
+
+
+def _shown(value: object) -> str:
+    """A value as messages show it."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
