@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 
 from hexgen2.cost.layout import shape
 from hexgen2.scheduler.evaluate import Evaluator
-from hexgen2.scheduler.layouts import chains, layout_of, pipeline_order, templates, valid_tps, water_fill
+from hexgen2.scheduler.layouts import (
+    chains,
+    count_partitions,
+    layout_of,
+    pipeline_order,
+    templates,
+    valid_tps,
+    water_fill,
+)
 from hexgen2.scheduler.topology import Topology, size
 from hexgen2.specs.cluster import Cluster
 from hexgen2.specs.model import Model
@@ -108,3 +116,26 @@ def test_layers_follow_memory_where_it_is_short() -> None:
                 by_node[node] += stage.layers
         if all(len(stage.members) == 1 for stage in option.template):
             assert by_node[0] > by_node[1], "the A100s have 80 GB each, the L40s 48"
+
+
+@pytest.mark.parametrize("thorough", [False, True])
+def test_a_node_of_very_many_gpus_is_cut_in_few_ways(thorough: bool) -> None:
+    """There are 10⁸ ways and more to cut 1,024 GPUs into powers of two: they must not be gone through."""
+    topology, sizes = Topology(cluster((H100, 1024), (L40, 3))), (1, 2, 4, 8, 16, 32)
+    assert count_partitions(1024, sizes) > 10**8
+    found = list(chains(topology, topology.everything, sizes, thorough=thorough))
+    assert 2 <= len(found) <= 6
+    widest = [size(stage) for stage in found[-1] if stage[0][0] == 0]
+    assert widest == [32] * 32
+    for chain in found:
+        assert sum(map(size, chain)) == 1027
+
+
+@pytest.mark.parametrize("sizes", [(1, 2, 4, 8), (1, 3, 4), (1, 2, 5, 7)])
+@pytest.mark.parametrize("total", [1, 6, 13])
+def test_ways_to_cut_a_node_are_counted_as_they_are_listed(total: int, sizes: tuple[int, ...]) -> None:
+    listed = {
+        tuple(sorted(size(stage) for stage in chain))
+        for chain in chains(Topology(cluster((H100, total))), ((0, total),), sizes)
+    }
+    assert len(listed) == count_partitions(total, sizes)

@@ -8,10 +8,11 @@ Layers are dealt by water-filling over the stages' speeds, under what their memo
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise, permutations, product
+from math import prod
 
 from hexgen2.cost.layout import Layout, StageShape
 from hexgen2.scheduler.stage_values import Room, StageKind, StageValues
@@ -87,6 +88,31 @@ def water_fill(total: int, weights: Sequence[float], limits: Sequence[int]) -> t
 
 
 @cache
+def count_partitions(total: int, sizes: tuple[int, ...]) -> int:
+    """Ways to write ``total`` as a sum of the given sizes: 10 for 8 of 1, 2, 4 and 8, over 10⁸ for 1,024 of
+    powers of two, which is why they are counted before they are listed."""
+    ways = [1] + [0] * total
+    for part in sizes:
+        for reached in range(part, total + 1):
+            ways[reached] += ways[reached - part]
+    return ways[total]
+
+
+@cache
+def _widest(total: int, sizes: tuple[int, ...]) -> tuple[int, ...]:
+    """The first of `_partitions`, without the others."""
+    best: list[tuple[int, tuple[int, ...]] | None] = [(0, ())] + [None] * total
+    for part in sorted(sizes):  # the parts so far are no larger than this one, which comes before them
+        for reached in range(part, total + 1):
+            rest, known = best[reached - part], best[reached]
+            if rest is not None and (known is None or (rest[0] + 1, (part, *rest[1])) < known):
+                best[reached] = (rest[0] + 1, (part, *rest[1]))
+    found = best[total]
+    assert found is not None, "one GPU is a size"
+    return found[1]
+
+
+@cache
 def _partitions(total: int, sizes: tuple[int, ...]) -> Cuts:
     """Ways to write ``total`` as a sum of the given sizes, parts descending, fewest parts first."""
 
@@ -146,37 +172,33 @@ def chains(
     if len(nodes) > 1 and size(members) in sizes:
         yield (members,)
     if not thorough or len(nodes) > MAX_ORDERED:
-        yield from _along(members, pipeline_order(topology, nodes), sizes, _partitions)
+        yield from _along(members, pipeline_order(topology, nodes), sizes)
         return
     seen = set()
     for order in permutations(nodes):
-        for chain in _along(members, order, sizes, _orders):
+        for chain in _along(members, order, sizes, reordered=True):
             if chain not in seen:
                 seen.add(chain)
                 yield chain
 
 
 def _along(
-    members: Members,
-    order: tuple[int, ...],
-    sizes: tuple[int, ...],
-    cut: Callable[[int, tuple[int, ...]], Cuts],
+    members: Members, order: tuple[int, ...], sizes: tuple[int, ...], *, reordered: bool = False
 ) -> Iterator[tuple[Members, ...]]:
-    """Chains along one order of the nodes."""
+    """Chains along one order of the nodes; ``reordered``: with the parts of a node in every order."""
     counts = dict(members)
-    choices = [cut(counts[node], sizes) for node in order]
-    many = 1
-    for choice in choices:
-        many *= len(choice)
-    if many > MAX_CHAINS:
+    cut = _orders if reordered else _partitions
+    listed = all(count_partitions(count, sizes) <= MAX_CHAINS for count in counts.values())
+    choices = [cut(counts[node], sizes) for node in order] if listed else []
+    if not listed or prod(map(len, choices)) > MAX_CHAINS:
         for tp in sizes:
             if all(count % tp == 0 for count in counts.values()):
                 yield tuple(((node, tp),) for node in order for _ in range(counts[node] // tp))
-        widest = [choice[0] for choice in choices]
-        yield tuple(((node, tp),) for node, cut in zip(order, widest, strict=True) for tp in cut)
+        widest = [_widest(counts[node], sizes)[:: -1 if reordered else 1] for node in order]
+        yield tuple(((node, tp),) for node, parts in zip(order, widest, strict=True) for tp in parts)
         return
     for cuts in product(*choices):
-        yield tuple(((node, tp),) for node, cut in zip(order, cuts, strict=True) for tp in cut)
+        yield tuple(((node, tp),) for node, parts in zip(order, cuts, strict=True) for tp in parts)
 
 
 def roomiest(total: int, rooms: Sequence[Room]) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from hexgen2.scheduler.bound.places import Places
 from hexgen2.scheduler.bound.rates import GroupRates
 from hexgen2.scheduler.bound.stages import Slot, Stages
-from hexgen2.scheduler.layouts import valid_tps
+from hexgen2.scheduler.layouts import count_partitions, valid_tps
 from hexgen2.scheduler.problem import Problem
 from hexgen2.specs.gpu import Link, weakest
 from hexgen2.specs.plan import Role
@@ -42,7 +42,7 @@ def count_cuts(problem: Problem, places: Places) -> int:
     found = 1
     for place in range(len(places)):
         sizes = [tp for tp in tp_sizes(problem, places) if tp <= places.width[place]]
-        found *= len(_cuts(places.room[place], tuple(sizes)))
+        found *= sum(count_partitions(gpus, tuple(sizes)) for gpus in range(places.room[place] + 1))
     return found
 
 
