@@ -167,7 +167,7 @@ def test_a_port_that_a_killed_child_inherited_is_free_when_the_guard_leaves() ->
             assert process.stdout.readline() == b"up\n"
             for pid in guard.descendants(process.pid):
                 os.kill(pid, signal.SIGKILL)
-            process.wait(20)
+            process.wait(HUNG_S)
             assert is_free("127.0.0.1", port)
 
 
@@ -180,6 +180,43 @@ def test_what_only_the_kernel_can_end_when_the_guard_is_killed(family: Family) -
         family.wait_for(1)
         process.kill()
         assert family.gone()
+
+
+def test_what_left_while_its_guard_was_held_up_was_not_killed(family: Family) -> None:
+    """The engine leaves on SIGTERM, and the guard, which stands still, looks only when the grace is over."""
+    grace_s = 2.0
+    guard = Path(sys.modules["hexgen2.deploy.guard"].__file__ or "")
+    command = [sys.executable, "-I", "-S", str(guard), str(grace_s), "--"]
+    engine = [sys.executable, str(FAKE), "1", "silent", family.path]
+    with subprocess.Popen([*command, *engine], stdin=subprocess.PIPE) as process:
+        family.wait_for(1)
+        (pid,) = family.pids()
+        os.kill(pid, signal.SIGSTOP)
+        asyncio.run(until(lambda: "stopped" in status(pid)["State"]))
+        process.terminate()
+        begun = time.monotonic()
+        asyncio.run(until(lambda: pends(pid, signal.SIGTERM), every_s=0.001))
+        process.send_signal(signal.SIGSTOP)
+        in_time = time.monotonic() - begun < grace_s / 2
+        os.kill(pid, signal.SIGCONT)
+        assert family.gone()
+        time.sleep(grace_s)
+        process.send_signal(signal.SIGCONT)
+        code = process.wait(HUNG_S)
+    if not in_time:
+        pytest.skip("this machine was held up, so the grace was over before the guard stood still")
+    assert code == 128 + signal.SIGTERM
+
+
+def status(pid: int) -> dict[str, str]:
+    """What the kernel says of a process."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+def pends(pid: int, number: signal.Signals) -> bool:
+    """Whether a signal waits for a process that stands still."""
+    return any(int(status(pid)[mask], 16) >> (number - 1) & 1 for mask in ("SigPnd", "ShdPnd"))
 
 
 async def test_a_command_that_is_not_there(tmp_path: Path, family: Family) -> None:

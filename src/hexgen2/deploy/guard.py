@@ -111,6 +111,7 @@ def main(arguments: list[str]) -> int:
             with suppress(ProcessLookupError):
                 os.kill(engine.pid, signal.SIGTERM)
         if deadline is not None and time.monotonic() >= deadline:
+            exits = _reap()  # it may have left in time while this process was held up
             break
     left = kill_tree(me)
     if left:

@@ -22,7 +22,7 @@ from hexgen2.coordinator.workers.wire import Message
 
 log = logging.getLogger(__name__)
 
-START_S = 60.0
+START_S = 120.0
 _PING_S = 1.0
 # Of a worker that has not answered as many pings in a row: it hangs.
 _UNANSWERED = 15
