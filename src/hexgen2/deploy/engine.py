@@ -30,6 +30,7 @@ UNSET = (
     "VLLM_PORT",  # would make engines of one machine count up from the same port
     "VLLM_DP_RANK",
     "VLLM_DP_SIZE",
+    "VLLM_API_KEY",  # would make engines ask the coordinator for a key, and every request end in 401
 )
 """Variables of the user's shell that would bend the engines away from the plan."""
 
