@@ -209,6 +209,37 @@ async def test_a_queue_that_would_take_too_long_is_full(monkeypatch: pytest.Monk
     await served.finish()
 
 
+async def test_a_stall_that_is_over_is_not_held_against_who_comes_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("hexgen2.coordinator.admission._now", lambda: now)
+    served = Served(admission(1, wait_s=HUNG_S))
+    for name in "abc":
+        await served.add(name)
+    now += 1.0
+    served.gate.release()
+    await until(lambda: served.order == ["a", "b"])
+    now += 100.0  # nothing ends
+    served.gate.release()
+    await until(lambda: served.order == ["a", "b", "c"])
+    now += 30.0  # in which nobody comes
+    for number in range(20):
+        await served.add(str(number))
+    assert served.door.waiting == 20
+    await served.finish()
+
+
+async def test_one_may_wait_however_slowly_requests_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else nobody would ever find out that they end faster again."""
+    served = Served(admission(1, wait_s=HUNG_S))
+    monkeypatch.setattr(served.door._pace, "seconds_for", lambda *_: 1e9)
+    for name in "ab":
+        await served.add(name)
+    assert (served.order, served.door.waiting) == (["a"], 1)
+    with pytest.raises(ApiError):
+        served.door.refuse_early("")
+    await served.finish()
+
+
 async def test_without_patience_nobody_waits_for_an_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     served = Served(admission(1, wait_s=2 * HUNG_S))
     await served.add("first")

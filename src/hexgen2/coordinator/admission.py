@@ -133,7 +133,9 @@ class Admission:
 
     @property
     def _queue_is_full(self) -> bool:
-        return self.waiting >= self._limits.queue or self.expected_wait_s() > _SURE * self._limits.wait_s
+        # One may wait whatever the pace was: it is measured while somebody does.
+        too_slow = self.waiting > 0 and self.expected_wait_s() > _SURE * self._limits.wait_s
+        return self.waiting >= self._limits.queue or too_slow
 
     @asynccontextmanager
     async def admitted(self, key: str, want: Want) -> AsyncIterator[Place]:

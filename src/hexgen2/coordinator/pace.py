@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 
 _MEMORY_S = 10.0
+_FORGOTTEN = 0.1
+"""Requests remembered below which, when somebody waits again, what was before is not counted any more."""
 
 
 class Pace:
@@ -22,10 +24,14 @@ class Pace:
 
     def note(self, now: float, waits: bool, ended: int = 0) -> None:
         """`waits`: whether somebody waits from now (seconds) on; `ended`: requests that ended just now."""
+        keep = math.exp((self._at - now) / _MEMORY_S)
+        self._ended *= keep
+        self._over_s *= keep
         if self._waits:
-            keep = math.exp((self._at - now) / _MEMORY_S)
-            self._ended = self._ended * keep + ended
-            self._over_s = self._over_s * keep + _MEMORY_S * (1 - keep)
+            self._ended += ended
+            self._over_s += _MEMORY_S * (1 - keep)
+        elif waits and self._ended < _FORGOTTEN:
+            self._ended = self._over_s = 0.0
         self._at, self._waits = now, waits
 
     def seconds_for(self, count: int, now: float) -> float:
