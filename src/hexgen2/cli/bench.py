@@ -17,7 +17,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     load.add_argument("--concurrency", type=inputs.count, metavar="N", help="N requests in flight (default: 8)")
     parser.add_argument("--requests", type=inputs.count, default=100, metavar="N")
     parser.add_argument("--seed", type=inputs.count_or_none, default=0)
-    parser.add_argument("--api-key", metavar="KEY")
+    inputs.add_api_key(parser)
     inputs.add_slo(parser)
     output.add_json(parser)
     parser.set_defaults(run=run)
@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     from hexgen2.specs.plan import Slo
 
     load = Load(
-        url=args.url,
+        url=inputs.service(args.url),
         workload=load_workload(args.workload),
         requests=args.requests,
         rate_rps=args.rate,

@@ -146,12 +146,12 @@ async def _measure(args: argparse.Namespace, model: Model, grid: Grid, console: 
         plan = local.one_group(args.gpu, model, args.model, tp, pp)
         layout = local.layout_of(plan)
         if args.urls:
-            url = args.urls[place].rstrip("/").removesuffix("/v1")
+            url = inputs.service(args.urls[place])
             console.print(f"measuring TP {tp}, PP {pp} at {url}")
             engine = Engine(url, model, layout, args.api_key)
             found += await measure(engine, grid, console.print)
             if args.handoff_from:
-                source = args.handoff_from.rstrip("/").removesuffix("/v1")
+                source = inputs.service(args.handoff_from)
                 prompts = [tokens for tokens in PROMPTS if tokens < grid.longest]
                 found += await measure_handoff(source, engine, None, prompts, grid.repeats)
         else:

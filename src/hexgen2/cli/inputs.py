@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 
 
 def positive(text: str) -> float:
@@ -46,6 +47,25 @@ def port(text: str) -> int:
     if not 0 <= value <= 65535:
         raise argparse.ArgumentTypeError(f"{text} is not between 0 and 65535")
     return value
+
+
+def service(url: str) -> str:
+    """The address of a service, from what clients call it: they add `/v1`.
+
+    >>> service("http://127.0.0.1:8000/v1/")
+    'http://127.0.0.1:8000'
+    """
+    return url.rstrip("/").removesuffix("/v1")
+
+
+def add_api_key(parser: argparse.ArgumentParser) -> None:
+    """A key in the environment does not show among the processes of the machine."""
+    parser.add_argument(
+        "--api-key",
+        metavar="KEY",
+        default=os.environ.get("HEXGEN2_API_KEY"),
+        help="where the service asks for one ($HEXGEN2_API_KEY)",
+    )
 
 
 def add_model_and_workload(parser: argparse.ArgumentParser) -> None:

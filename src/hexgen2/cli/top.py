@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
-import os
 import sys
 import time
 import urllib.error
@@ -25,7 +24,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--every", type=inputs.positive, default=1.0, metavar="S", help="seconds between looks (default: 1)"
     )
-    parser.add_argument("--api-key", metavar="KEY", help="where the service asks for one ($HEXGEN2_API_KEY)")
+    inputs.add_api_key(parser)
     output.add_json(parser)
     parser.set_defaults(run=run)
 
@@ -33,7 +32,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(args: argparse.Namespace) -> int:
     from hexgen2.report.top import top_view
 
-    url, key = state_url(args.url), args.api_key or os.environ.get("HEXGEN2_API_KEY")
+    url, key = state_url(args.url), args.api_key
     state = fetch(url, key, after=None if args.json else 0)
     if args.json:
         output.print_json(state)
@@ -46,8 +45,8 @@ def run(args: argparse.Namespace) -> int:
 
 def state_url(url: str) -> str:
     """The address of the figures, from the service's; its `/live` and `/v1` are taken too."""
-    base = url.rstrip("/")
-    for end in ("/live/state", "/live", "/v1"):
+    base = inputs.service(url)
+    for end in ("/live/state", "/live"):
         base = base.removesuffix(end)
     if not base.startswith(("http://", "https://")):
         raise InputError(
