@@ -18,6 +18,27 @@ settings.register_profile("same", derandomize=True, deadline=None, suppress_heal
 settings.register_profile("explore", settings.get_profile("same"), derandomize=False)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
+PORTS_IN_A_BLOCK = 1024
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ports_of_its_own() -> Iterator[None]:
+    """Each of xdist's workers looks for free ports in blocks of its own: a port that one has found, and on
+    which nobody listens yet, must not be given to another.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+            from hexgen2.deploy import ports
+
+            place, workers = int(worker.removeprefix("gw")), int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+            every = ports._shuffled_range
+
+            def own() -> Iterator[int]:
+                return (port for port in every() if port // PORTS_IN_A_BLOCK % workers == place)
+
+            patch.setattr(ports, "_shuffled_range", own)
+        yield
+
 
 @pytest.fixture(scope="session")
 def _unlike_nodes() -> Iterator[UnlikeNodes]:
