@@ -28,13 +28,14 @@ TIMEOUTS = Timeouts(
     prefill_s=20,
     first_byte_s=30,
     idle_s=10,
-    request_s=110,
+    request_s=290,
     health_interval_s=0.3,
     health_timeout_s=1.0,
     drain_s=5,
 )
-# The fleets of these tests lose engines all the time, so a request may need many attempts.
-LIMITS = Limits(unhealthy_after=2, max_retries=30, max_migrations=30, engine_wait_s=60)
+# The fleets of these tests lose engines all the time, so a request may need many attempts; the more the slower
+# the machine is, for engines fall by the clock.
+LIMITS = Limits(unhealthy_after=2, max_retries=1000, max_migrations=1000, engine_wait_s=60)
 
 
 class Engine(Protocol):

@@ -32,6 +32,7 @@ async def trial(
         await survive(folder, config, engines, wanted, right, seed, concurrency, rates, workers)
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(("seed", "workers"), [(1, 1), (2, 2)])
 async def test_a_dozen_engines(tmp_path: Path, seed: int, workers: int) -> None:
     await trial(tmp_path, seed, (3, 6, 3), 100, 16, FaultRates(), workers)

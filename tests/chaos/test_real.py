@@ -46,7 +46,7 @@ class RealEngine:
         await self._launcher.start(self._deployment)
 
     async def ready(self) -> None:
-        await self._launcher.wait_ready(180)
+        await self._launcher.wait_ready(400)
 
     async def stop(self) -> None:
         await self._launcher.stop()
