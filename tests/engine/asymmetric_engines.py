@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,7 +21,10 @@ from typing import Any
 import httpx
 import psutil
 
-START_S = 240.0
+from hexgen2.deploy import free_ports
+from hexgen2.deploy.ports import two_ports
+
+START_S = 400.0
 ANSWER_S = 120.0
 STOP_S = 30.0
 TOKENS = 48
@@ -52,19 +54,16 @@ def tiny_llama() -> Path:
     return Path(str(resources.files("hexgen2"))) / "assets" / "tiny-llama"
 
 
-def free_port(reach: int = 1) -> int:
-    """The first of `reach` consecutive ports that are free now."""
-    while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port: int = probe.getsockname()[1]
-        try:
-            for offset in range(1, reach):
-                with socket.socket() as probe:
-                    probe.bind(("127.0.0.1", port + offset))
-        except OSError:
-            continue
-        return port
+def free_port() -> int:
+    """A port that is free now, of those that the kernel gives to nobody by itself: an engine takes its time
+    until it listens, and other processes open ports meanwhile.
+    """
+    return free_ports()("127.0.0.1")
+
+
+def master_port() -> str:
+    """The same for the nodes of a group, which take the next one too."""
+    return str(two_ports(free_ports(), "127.0.0.1")[0])
 
 
 @dataclass
@@ -97,7 +96,7 @@ class Engine:
             if self.process.poll() is not None:
                 raise AssertionError(f"the engine ended with {self.process.returncode}:\n{self.tail()}")
             try:
-                if httpx.get(f"http://127.0.0.1:{self.port}/health", timeout=5).status_code == 200:
+                if httpx.get(f"http://127.0.0.1:{self.port}/health", timeout=30).status_code == 200:
                     return
             except httpx.HTTPError:
                 time.sleep(0.2)

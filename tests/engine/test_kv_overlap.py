@@ -17,12 +17,14 @@ from tests.vllm_plugin.kv_connector.engines import (
     BLOCK_BYTES,
     BLOCK_TOKENS,
     LEG_ONE,
+    alone,
     body,
     both_legs,
     engines,
     leg_one,
     leg_two,
     metric,
+    prompt,
     received,
     stream_of,
     token_ids,
@@ -32,7 +34,8 @@ from tests.vllm_plugin.kv_connector.engines import (
 pytestmark = pytest.mark.engine
 
 TOKENS = 16
-LEASE_S = 3.0
+LEASE_S = 6.0
+BEGIN_S = 12.0
 FAILED = "vllm:hexgen_kv_failed_transfers_total"
 
 
@@ -54,21 +57,10 @@ def pair(
         "--block-size",
         str(BLOCK_TOKENS),
         lease_seconds=LEASE_S,
-        begin_timeout_seconds=3.0,
+        begin_timeout_seconds=BEGIN_S,
         overlap_read_bytes=1,  # as many reads as there can be: the model's caches are small
     ) as running:
         yield running
-
-
-def prompt(seed: int, length: int) -> list[int]:
-    """A prompt that shares no block with that of any other seed."""
-    dice = random.Random(seed)
-    return [dice.randrange(8, 2048) for _ in range(length)]
-
-
-def alone(running: Engine, tokens: list[int]) -> list[int]:
-    ids: list[int] = running.post(body(tokens, TOKENS))["choices"][0]["token_ids"]
-    return ids
 
 
 def streams(pair: dict[str, Engine]) -> dict[str, Any]:
@@ -92,12 +84,12 @@ def test_tokens_and_bytes_are_those_of_two_legs_in_turn(pair: dict[str, Engine])
             lambda tokens: both_legs(pair["p"], pair["d"], tokens, TOKENS, stream_of(known, f"b{len(tokens)}")),
             more,
         )
-    assert split == [alone(pair["d"], tokens) for tokens in (*sent, *more)]
+    assert split == [alone(pair["d"], tokens, TOKENS) for tokens in (*sent, *more)]
     blocks = sum(-(-(len(tokens) - 1) // BLOCK_TOKENS) for tokens in (*sent, *more))
     assert received(pair["d"], "p") - before == blocks * BLOCK_BYTES
     assert metric(pair["d"], FAILED, peer="p") == 0
     for name in pair:
-        wait_idle(pair[name], LEASE_S + 10)
+        wait_idle(pair[name])
 
 
 def test_a_leg_that_never_comes_fails_the_other(pair: dict[str, Engine]) -> None:
@@ -120,12 +112,12 @@ def test_a_leg_that_never_comes_fails_the_other(pair: dict[str, Engine]) -> None
     leg.join()
     # A machine that computes the prompt within the patience answers; any other fails, as it is told to.
     if answer.status_code == 200:
-        assert token_ids(answer) == alone(pair["d"], tokens)
+        assert token_ids(answer) == alone(pair["d"], tokens, TOKENS)
     else:
         assert answer.status_code == 500
         assert metric(pair["d"], FAILED, peer="p") > failed  # once a worker
     for name in pair:
-        wait_idle(pair[name], LEASE_S + 10)
+        wait_idle(pair[name])
 
 
 def test_aborts_and_full_caches_give_no_wrong_token_and_leave_no_block(pair: dict[str, Engine]) -> None:
@@ -160,11 +152,11 @@ def test_aborts_and_full_caches_give_no_wrong_token_and_leave_no_block(pair: dic
             return "aborted"
         if answer.status_code != 200:
             return "failed"
-        return "right" if token_ids(answer) == alone(pair["d"], tokens) else "wrong"
+        return "right" if token_ids(answer) == alone(pair["d"], tokens, TOKENS) else "wrong"
 
     with ThreadPoolExecutor(8) as pool:
         outcomes = list(pool.map(one, range(40)))
     assert "wrong" not in outcomes
     assert "right" in outcomes
     for name in pair:
-        wait_idle(pair[name], LEASE_S + 20)
+        wait_idle(pair[name])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,17 @@ from typing import Any
 import requests
 
 from hexgen2.vllm_plugin.kv_connector import CONNECTOR_MODULE, CONNECTOR_NAME
-from tests.engine.asymmetric_engines import ANSWER_S, PLAIN, SERVER, Engine, engine, prompts, tiny_llama
+from tests.engine.asymmetric_engines import (
+    ANSWER_S,
+    PLAIN,
+    SERVER,
+    VOCABULARY,
+    Engine,
+    engine,
+    prompts,
+    tiny_llama,
+)
+from tests.waiting import HUNG_S
 
 BLOCK_TOKENS = 128
 BLOCK_BYTES = BLOCK_TOKENS * 8 * 2 * 4 * 32 * 4  # layers x (K, V) x KV heads x head size x float32
@@ -95,6 +106,18 @@ def body(prompt: list[int], tokens: int) -> dict[str, Any]:
     }
 
 
+def prompt(seed: int, length: int) -> list[int]:
+    """A prompt that shares no block with that of any other seed."""
+    dice = random.Random(seed)
+    return [dice.randrange(8, VOCABULARY) for _ in range(length)]
+
+
+def alone(running: Engine, tokens: list[int], count: int) -> list[int]:
+    """So many tokens of an engine that computes the prompt itself."""
+    ids: list[int] = running.post(body(tokens, count))["choices"][0]["token_ids"]
+    return ids
+
+
 def leg_one(prefill: Engine, prompt: list[int]) -> dict[str, Any]:
     """`kv_transfer_params` of the answer."""
     answer = prefill.post({**body(prompt, 1), "kv_transfer_params": LEG_ONE})
@@ -145,7 +168,7 @@ def all_two_legs(
 
 def metric(running: Engine, name: str, **labels: str) -> float:
     """The sum of a metric over all its children with these labels."""
-    text = requests.get(f"http://127.0.0.1:{running.port}/metrics", timeout=10).text
+    text = requests.get(f"http://127.0.0.1:{running.port}/metrics", timeout=HUNG_S).text
     return sum(
         float(line.rsplit(" ", 1)[1])
         for line in text.splitlines()
@@ -157,7 +180,7 @@ def received(running: Engine, peer: str) -> float:
     return metric(running, "vllm:hexgen_kv_transfer_bytes_sum", peer=peer)
 
 
-def wait_idle(running: Engine, within_s: float = 20.0) -> None:
+def wait_idle(running: Engine, within_s: float = 2 * HUNG_S) -> None:
     """Wait until every block of the engine is free again."""
     deadline = time.monotonic() + within_s
     while used := metric(running, "vllm:kv_cache_usage_perc"):
