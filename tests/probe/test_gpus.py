@@ -11,7 +11,7 @@ from hexgen2.probe import Found, probe_machine
 from hexgen2.probe.nvml import read_gpus
 from hexgen2.specs import InputError, parse_cluster
 
-from .fake_nvml import SWITCHED, Card, FakeNvml
+from .fake_nvml import SWITCHED, Card, FakeNvml, NVMLError
 
 H100 = Card("NVIDIA H100 80GB HBM3", 79.65, links=[SWITCHED] * 18, link_mbps=26_562, pcie=(5, 16))
 A100_PCIE = Card("NVIDIA A100 80GB PCIe", 80.0)
@@ -169,6 +169,17 @@ def test_what_cannot_be_described_is_told_in_one_line(card: Card, words: tuple[s
     assert "\n" not in str(caught.value)
     for word in words:
         assert word in str(caught.value)
+
+
+def test_a_gpu_that_is_lost_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(_: int) -> Any:
+        raise NVMLError("GPU is lost")
+
+    nvml = FakeNvml(H100)
+    monkeypatch.setattr(nvml, "nvmlDeviceGetMemoryInfo", lost)
+    with pytest.raises(InputError, match=r"NVML: the driver does not describe the GPUs \(GPU is lost\); look"):
+        probe_machine(nvml=nvml)
+    assert nvml.open == 0
 
 
 def test_names_come_as_bytes_from_old_bindings() -> None:

@@ -11,7 +11,7 @@ from hexgen2.probe.cpu import found_cpu, read_machine
 from hexgen2.probe.found import Found
 from hexgen2.probe.gpus import found_gpus
 from hexgen2.probe.measure import measure_core
-from hexgen2.probe.nvml import driver_version, load_nvml, read_gpus
+from hexgen2.probe.nvml import NvmlGpu, driver_version, load_nvml, read_gpus
 from hexgen2.specs.errors import InputError
 
 HOST = "127.0.0.1"
@@ -33,7 +33,7 @@ def probe_machine(
     name = name or machine_name(socket.gethostname())
     if devices != "cpu":
         nvml = nvml or load_nvml()
-        gpus = read_gpus(nvml) if nvml else ()
+        gpus = _gpus(nvml) if nvml else ()
         if gpus:
             tell(f"NVML reports {len(gpus)} GPU{'s' * (len(gpus) > 1)}")
             found = found_gpus(gpus, name, host)
@@ -46,6 +46,14 @@ def probe_machine(
             )
     tell("measuring one core and the loopback interface")
     return found_cpu(read_machine(), measure_core(), name, host, cpu_devices)
+
+
+def _gpus(nvml: Any) -> tuple[NvmlGpu, ...]:
+    try:
+        return read_gpus(nvml)
+    except nvml.NVMLError as error:  # a GPU that is lost, a question that this machine may not ask
+        problem = f"the driver does not describe the GPUs ({error})"
+        raise InputError("NVML", "", problem, "look at `nvidia-smi`, or use --devices cpu") from None
 
 
 def machine_name(hostname: str) -> str:
