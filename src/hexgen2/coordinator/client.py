@@ -13,6 +13,7 @@ from hexgen2.coordinator.desk import Desk
 from hexgen2.coordinator.engine import Engine
 from hexgen2.coordinator.errors import out_of_service
 from hexgen2.coordinator.upstream import Pool
+from hexgen2.coordinator.watches import going_on
 
 # A process that did nothing for so long, beyond the watch's own pause, was not given the time.
 _STALL_S = 1.0
@@ -93,11 +94,16 @@ class EngineClient:
             if now - self._ticked_at > _STALL_S:
                 self._stalled_at = now
             self._ticked_at = now
-            for call in list(self.watched):
-                if call.deadline is not None and call.deadline < now:
-                    call.expire("timeout", call.engine.id, f"nothing came for {call.allowed_s:g} s")
-            known = {engine.endpoint.url for engine in self.desk.engines.values()}
-            for url, pool in list(self._pools.items()):
-                pool.close_old(now)
-                if url not in known:
-                    self._pools.pop(url).close()
+            with going_on("watch over calls"):
+                self._look(now)
+
+    def _look(self, now: float) -> None:
+        """End the calls that wait for too long, and close the connections that are of no more use."""
+        for call in list(self.watched):
+            if call.deadline is not None and call.deadline < now:
+                call.expire("timeout", call.engine.id, f"nothing came for {call.allowed_s:g} s")
+        known = {engine.endpoint.url for engine in self.desk.engines.values()}
+        for url, pool in list(self._pools.items()):
+            pool.close_old(now)
+            if url not in known:
+                self._pools.pop(url).close()

@@ -16,6 +16,7 @@ from hexgen2.coordinator.config import CoordinatorConfig
 from hexgen2.coordinator.engine import Engine
 from hexgen2.coordinator.fleet import Fleet
 from hexgen2.coordinator.upstream import lacks_means
+from hexgen2.coordinator.watches import going_on
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +74,8 @@ class HealthWatch:
             await self.poll(engine)
         while True:
             await asyncio.sleep(self._timeouts.health_interval_s)
-            await self.poll(engine)
+            with going_on("health watch"):
+                await self.poll(engine)
 
     async def poll(self, engine: Engine) -> None:
         """Ask one engine how it is and note the answer."""

@@ -7,6 +7,7 @@ import logging
 from pathlib import Path
 from typing import Protocol
 
+from hexgen2.coordinator.watches import going_on
 from hexgen2.specs.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -38,7 +39,8 @@ class Reloader:
         """Until cancelled."""
         while self._things:
             await asyncio.sleep(_LOOK_EVERY_S)
-            self.look()
+            with going_on("watch over files"):
+                self.look()
 
     def look(self, force: bool = False) -> None:
         """Read again what has changed (`force`: everything)."""

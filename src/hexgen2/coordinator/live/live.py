@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -25,9 +24,8 @@ from hexgen2.coordinator.live.events import (
 from hexgen2.coordinator.live.history import History, Sample
 from hexgen2.coordinator.live.reading import SAMPLES, read
 from hexgen2.coordinator.metrics import Metrics
+from hexgen2.coordinator.watches import going_on
 from hexgen2.specs.plan import Plan
-
-log = logging.getLogger(__name__)
 
 EVERY_S, MOST_OF_TIME = 1.0, 0.01
 """Seconds between two looks, and the part of its time that the event loop may spend on them: fleets of many
@@ -128,13 +126,11 @@ class Live:
         took = 0.0
         while True:
             await asyncio.sleep(max(EVERY_S, took / MOST_OF_TIME))
-            try:
+            with going_on("live page"):
                 began = time.perf_counter()
                 self.sample()
                 took = time.perf_counter() - began
                 await self._ask(session)
-            except Exception:
-                log.exception("the live page misses a second")
 
     async def _ask(self, session: aiohttp.ClientSession) -> None:
         """Ask the engines for their KV transfers while somebody looks."""

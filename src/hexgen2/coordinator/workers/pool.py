@@ -16,6 +16,7 @@ from hexgen2.coordinator.desk import LocalDesk
 from hexgen2.coordinator.engine import Engine
 from hexgen2.coordinator.fleet import Fleet
 from hexgen2.coordinator.metrics import Metrics
+from hexgen2.coordinator.watches import going_on
 from hexgen2.coordinator.workers.link import Link, table
 from hexgen2.coordinator.workers.settings import WorkerSettings
 from hexgen2.coordinator.workers.wire import Message
@@ -203,14 +204,18 @@ class Workers:
         """Ask the workers whether they live, and kill those that do not say so."""
         while True:
             await asyncio.sleep(_PING_S)
-            self.fleet_changed()
-            self._count()
-            for place, link in list(self._links.items()):
-                if link.unanswered >= _UNANSWERED:
-                    log.warning("worker %d hangs and is killed", place)
-                    self._processes[place].kill()
-                elif link.ready.is_set():
-                    link.ping()
+            with going_on("watch over workers"):
+                self._look_once()
+
+    def _look_once(self) -> None:
+        self.fleet_changed()
+        self._count()
+        for place, link in list(self._links.items()):
+            if link.unanswered >= _UNANSWERED:
+                log.warning("worker %d hangs and is killed", place)
+                self._processes[place].kill()
+            elif link.ready.is_set():
+                link.ping()
 
     # The end
 
