@@ -62,8 +62,10 @@ async def test_a_key_is_given_where_one_is_asked_for(
     [
         ("127.0.0.1:8000", "is no http:// or https:// address"),
         ("ftp://127.0.0.1", "is no http:// or https:// address"),
+        ("http://", "is no http:// or https:// address"),
+        ("http://127.0.0.1:99999", "is no http:// or https:// address"),
         ("http://127.0.0.1:1", "does not answer"),
-        ("http://[x", "does not answer"),
+        ("http://[x", "is no http:// or https:// address"),
         ("http://a b", "does not answer"),
     ],
 )

@@ -52,6 +52,8 @@ def test_round_trip(tmp_path: Path) -> None:
         (changed(routes__0__share=0.5), "sum to 0.75"),
         (changed(engines__1__group_id="p0"), "twice"),
         (changed(engines__0__url="127.0.0.1:1"), "http://"),
+        (changed(engines__0__url="http://"), "engines[0].url"),
+        (changed(engines__0__url="http://a:99999"), "engines[0].url"),
         (changed(engines__0__role="both"), "engines[0].role"),
         (changed(engines__0__share=-1), "engines[0].share"),
         (changed(served_model_names=[]), "served_model_names"),

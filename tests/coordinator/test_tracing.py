@@ -161,6 +161,7 @@ async def test_traces_reach_a_collector_over_otlp(pair: Stand, path: str) -> Non
         server.server_close()
 
 
-def test_an_endpoint_that_is_none_is_told() -> None:
+@pytest.mark.parametrize("endpoint", ["collector:4318", "http://"])
+def test_an_endpoint_that_is_none_is_told(endpoint: str) -> None:
     with pytest.raises(InputError, match="no http:// or https:// address"):
-        Tracing.to_endpoint("collector:4318")
+        Tracing.to_endpoint(endpoint)

@@ -13,6 +13,7 @@ from typing import Any
 
 from hexgen2.cli import inputs, output
 from hexgen2.specs.errors import InputError
+from hexgen2.specs.urls import is_http
 
 TIMEOUT_S = 10.0
 
@@ -48,7 +49,7 @@ def state_url(url: str) -> str:
     base = inputs.service(url)
     for end in ("/live/state", "/live"):
         base = base.removesuffix(end)
-    if not base.startswith(("http://", "https://")):
+    if not is_http(base):
         raise InputError(
             url, "", "is no http:// or https:// address", "give the service's, such as http://127.0.0.1:8000"
         )

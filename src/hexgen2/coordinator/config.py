@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from hexgen2.specs.classes import RequestClass, check_class_shares
 from hexgen2.specs.errors import InputError
 from hexgen2.specs.routing import PLACES_FACTOR
+from hexgen2.specs.urls import is_http
 
 Role = Literal["prefill", "decode", "colocated"]
 
@@ -48,7 +49,7 @@ class EngineEndpoint(_Frozen):
     @field_validator("url")
     @classmethod
     def _http_url(cls, url: str) -> str:
-        if not url.startswith(("http://", "https://")):
+        if not is_http(url):
             raise ValueError(f"{url!r} is not an http:// or https:// address; give the engine's base address")
         return url.rstrip("/")
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from typing_extensions import override
 
 from hexgen2.specs.errors import InputError
+from hexgen2.specs.urls import is_http
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span, Tracer
@@ -93,7 +94,7 @@ class Tracing:
         without one. InputError where OpenTelemetry is not installed."""
         if endpoint is None:
             return cls()
-        if not endpoint.startswith(("http://", "https://")):
+        if not is_http(endpoint):
             problem = f"{endpoint!r} is no http:// or https:// address"
             raise InputError("--otlp-traces-endpoint", "", problem, "give the collector's base address")
         try:
