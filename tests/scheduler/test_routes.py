@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from hexgen2.cost import transfer
 from hexgen2.scheduler.evaluate import Evaluator
-from hexgen2.scheduler.routes import RouteProgram, balanced, best_shares, resource_use
+from hexgen2.scheduler.routes import RouteProgram, balanced, best_shares, most_carried, resource_use
 from hexgen2.specs.model import Model
 from tests.scheduler.support import A100, H100, L40, LATENT, SMALL, cluster, problem
 
@@ -99,3 +99,21 @@ def test_loads_and_capacities_are_those_of_the_cost_model(model: Model) -> None:
             places = evaluator.place([source.template, target.template])
             expected = transfer.route_capacity(task.model, where, places[0], places[1], task.lengths)
             assert evaluator.route(source, target) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("spread", [1.0, 1e3, 1e6])
+def test_groups_of_very_unlike_rates_are_loaded_to_the_same_precision(spread: float) -> None:
+    """Prompts of one token and answers of thousands: one phase is thousands of times as fast as the other."""
+    shape = RouteProgram(
+        prefill=np.array([1.1862, 0.9478]) * spread,
+        decode=np.array([0.4615, 0.3687, 1e-3]),
+        sources=np.array([0, 1, 0, 1]),
+        targets=np.array([0, 1, 2, 2]),
+        loads=[((("link", 0, 1), 1e-6),)] * 4,
+    )
+    best = best_shares(shape)
+    assert best.value == pytest.approx(0.8312, rel=1e-9)
+    assert best.decode_price == pytest.approx([1.0, 1.0, 1.0])
+    for routes in (best.routes, balanced(shape, best.value), most_carried(shape)):
+        loads = np.bincount(shape.targets, weights=routes, minlength=3)
+        assert loads == pytest.approx([0.4615, 0.3687, 1e-3], rel=1e-6)

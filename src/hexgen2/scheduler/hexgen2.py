@@ -120,7 +120,7 @@ def _best_start(problem: Problem, evaluator: Evaluator, seed: int, budget: Budge
     budget.states = max(LEAST_STATES, WORK // max(1, len(best.cells)) ** 2)
     best = _report(best, climb(evaluator, best, moves_from, budget, seen, coupled=True), budget)
     rng = np.random.default_rng(seed)
-    while budget.limit_s is not None and not budget.timed_out:
+    while best.cells and budget.limit_s is not None and not budget.timed_out:
         budget.states = ROUND_STATES
         start = _valued(evaluator, moves.shaken(best, rng, SHAKEN))
         best = _report(best, climb(evaluator, start, moves_from, budget, set(), coupled=True), budget)

@@ -21,7 +21,8 @@ Bisection = Callable[[IntArray, float], tuple[IntArray, IntArray]]
 def fiedler(weights: FloatArray) -> FloatArray:
     """(n,) the second eigenvector of the normalised Laplacian of a graph with edge weights (n, n).
 
-    The sign is fixed by its largest entry, so that the result does not depend on the LAPACK at hand.
+    The sign is fixed by its largest entry. Where several vectors share the eigenvalue, as among equal links,
+    LAPACK chooses one.
     """
     count = len(weights)
     if count <= 2:

@@ -78,8 +78,8 @@ def best_shares(program: RouteProgram) -> RouteShares:
     return RouteShares(
         value=float(routes.sum()),
         routes=routes,
-        prefill_price=prices[: split[0]],
-        decode_price=prices[split[0] : split[1]],
+        prefill_price=prices[: split[0]] * scale / program.prefill,
+        decode_price=prices[split[0] : split[1]] * scale / program.decode,
         resource_price={
             name: float(price) * scale for name, price in zip(names, prices[split[1] :], strict=True)
         },
@@ -112,8 +112,8 @@ def balanced(program: RouteProgram, total: float) -> FloatArray:
     phases = len(program.prefill), len(program.decode)
     # Two more variables: the highest use of either phase. Σ_j x_ij ≤ u·capacity takes the place of ≤ capacity.
     uses = np.zeros((matrix.shape[0], 2))
-    uses[: phases[0], 0] = -program.prefill / scale
-    uses[phases[0] : sum(phases), 1] = -program.decode / scale
+    uses[: phases[0], 0] = -1.0
+    uses[phases[0] : sum(phases), 1] = -1.0
     bounds[: sum(phases)] = 0.0
     goal = -np.concatenate([np.ones(count), np.zeros(2)])[None, :]
     solved = linprog(
@@ -155,8 +155,8 @@ def _constraints(program: RouteProgram, scale: float) -> tuple[csr_matrix, Float
         [program.sources, len(program.prefill) + program.targets, np.array(rows, dtype=int)]
     )
     all_columns = np.concatenate([each, each, np.array(columns, dtype=int)])
-    all_values = np.concatenate([np.ones(2 * count), np.array(values, dtype=float)])
+    per_flow = scale / np.concatenate([program.prefill[program.sources], program.decode[program.targets]])
+    all_values = np.concatenate([per_flow, np.array(values, dtype=float)])
     shape = (groups + len(place), count)
-    groups_limits = np.concatenate([program.prefill, program.decode]) / scale
     matrix: csr_matrix = coo_matrix((all_values, (all_rows, all_columns)), shape=shape).tocsr()
-    return matrix, np.concatenate([groups_limits, np.ones(len(place))]), list(place)
+    return matrix, np.ones(shape[0]), list(place)
