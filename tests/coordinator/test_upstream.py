@@ -209,7 +209,9 @@ def test_an_engine_waits_for_a_client_that_does_not_read(loop: str) -> None:
             while not sent or seen != sent:  # until nothing moves any more
                 seen = sent
                 await asyncio.sleep(0.2)
-            assert 0 < sent < 32 * 2**20
+            assert (
+                0 < sent < EVENTS * len(EVENT) * 3 / 4
+            )  # what the kernel's buffers hold is the machine's matter
             total = 0
             async for data in response.content.iter_any():
                 total += len(data)

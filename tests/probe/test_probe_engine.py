@@ -66,7 +66,7 @@ def test_probe_plan_serve(tmp_path: Path) -> None:
         with urllib.request.urlopen(request, timeout=120) as response:
             assert json.load(response)["usage"]["completion_tokens"] == 4
         serving.send_signal(signal.SIGINT)
-        assert serving.wait(timeout=90) == 0
+        assert serving.wait(timeout=240) == 0
     finally:
         serving.kill()  # the guards end the engines of a dead parent
         serving.wait()
