@@ -65,6 +65,38 @@ async def test_a_lost_stream_waits_longer_for_an_engine_that_is_being_restarted(
             assert text_of(await stream) == expected("a b", 30)
 
 
+async def test_an_answer_from_before_its_end_does_not_bring_an_engine_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """/health was asked before the process ended: a good answer that comes afterwards is its predecessor's."""
+    async with running({"c0": 1.0}, limits=HOLD) as stand:
+        door, engine = stand.coordinator, stand.coordinator.fleet.engines["c0"]
+        ended, go = asyncio.Event(), asyncio.Event()
+
+        async def answer(*_: object) -> tuple[int, bytes]:
+            status = 503 if ended.is_set() else 200
+            await go.wait()
+            return status, b""
+
+        monkeypatch.setattr(door._health, "_get", answer)
+        asked = asyncio.create_task(door._health.poll(engine))
+        await asyncio.sleep(0)
+        for _ in range(2):  # the second time it is down already
+            ended.set()
+            door.engine_ended("c0")
+            door.engine_restarts("c0")
+            go.set()
+            await asked
+            assert (engine.up, engine.returning) == (False, True)
+            ended.clear()
+            go.clear()
+            asked = asyncio.create_task(door._health.poll(engine))
+            await asyncio.sleep(0)
+        go.set()
+        await asked
+        assert engine.up, "its successor answers"
+
+
 @pytest.mark.parametrize(
     ("told", "wait_s"), [(False, 10 * HUNG_S), (None, 0.0)], ids=["given-up", "nobody-says-and-no-time"]
 )

@@ -54,6 +54,7 @@ class Engine:
     born: float = field(default_factory=time.monotonic)
     returning: bool | None = None  # it is being started again; False: it will not be; None: nobody said
     lives: int = 0  # how often it has gone down: what it held in memory belongs to one life
+    downs: int = 0  # how often it was said to be down, also while it was: what it was asked before is void
     gate: Gate = field(init=False)
     free: asyncio.Event = field(default_factory=asyncio.Event)  # set while nothing holds it
 

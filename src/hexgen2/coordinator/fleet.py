@@ -359,6 +359,7 @@ class Fleet:
             log.warning("engine %s is down: %s", engine.id, reason)
             engine.down_since = time.monotonic()
             engine.lives += 1
+        engine.downs += 1
         engine.up, engine.reason, engine.kv_used = False, reason, 0.0
         engine.end_work(reason, silent)
         for watcher in self.watchers if self.engines.get(engine.id) is engine else ():

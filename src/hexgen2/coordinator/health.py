@@ -79,12 +79,14 @@ class HealthWatch:
 
     async def poll(self, engine: Engine) -> None:
         """Ask one engine how it is and note the answer."""
-        fleet, began = self._fleet, asyncio.get_running_loop().time()
+        fleet, began, downs = self._fleet, asyncio.get_running_loop().time(), engine.downs
         try:
             status = (await self._get(engine, "/health"))[0]
         except (aiohttp.ClientError, ConnectionError, TimeoutError) as error:
             self._unanswered(engine, error, began)
         else:
+            if status == 200 and engine.downs != downs:
+                return  # it has ended since: this is its predecessor's answer
             if status == 200:
                 fleet.mark_up(engine)
                 if engine.max_model_len is None:

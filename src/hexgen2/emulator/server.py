@@ -111,7 +111,7 @@ class EmulatedEngine:
         app.router.add_post(kv_cache.PULL_PATH + "{engine}/{key}", self._pull)
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=2.0),
-            timeout=aiohttp.ClientTimeout(total=30, sock_connect=2),
+            timeout=aiohttp.ClientTimeout(total=30, sock_connect=10),
         )
         self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()
