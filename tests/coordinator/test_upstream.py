@@ -14,7 +14,7 @@ import uvloop
 
 from hexgen2.coordinator import Coordinator, CoordinatorConfig, EngineEndpoint, Limits
 from hexgen2.coordinator.upstream import Connection, Pool
-from tests.waiting import HUNG_S, until
+from tests.waiting import HUNG_S, until, until_answered
 
 from .conftest import MODEL, QUICK
 
@@ -216,5 +216,63 @@ def test_an_engine_waits_for_a_client_that_does_not_read(loop: str) -> None:
             async for data in response.content.iter_any():
                 total += len(data)
             assert total == EVENTS * len(EVENT) + len(b"data: [DONE]\n\n")
+
+    run(loop, main)
+
+
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+def test_a_client_that_takes_nothing_any_more_is_cut_off(loop: str) -> None:
+    """It would hold its place at the engine for as long as a request may take."""
+
+    async def main() -> None:
+        stopped = asyncio.Event()
+
+        async def engine(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            request = await reader.readuntil(b"\r\n\r\n")
+            with contextlib.suppress(ConnectionError):
+                if not request.startswith(b"POST"):
+                    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+                    await writer.drain()
+                else:
+                    writer.write(
+                        HEAD.replace(b"plain", b"event-stream") + b"Transfer-Encoding: chunked\r\n\r\n"
+                    )
+                    try:
+                        while True:
+                            writer.write(b"%x\r\n%b\r\n" % (len(EVENT), EVENT))
+                            await writer.drain()
+                    finally:
+                        stopped.set()
+            writer.close()
+
+        server = await asyncio.start_server(engine, "127.0.0.1", 0)
+        config = CoordinatorConfig(
+            served_model_names=(MODEL,),
+            engines=(
+                EngineEndpoint(
+                    group_id="c0",
+                    role="colocated",
+                    url=f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}",
+                    share=1.0,
+                ),
+            ),
+            timeouts=QUICK.model_copy(update={"take_s": 0.3}),
+            limits=Limits(max_migrations=0),
+        )
+        body = {"model": MODEL, "prompt": "a", "stream": True}
+        async with (
+            server,
+            Coordinator(config).running() as coordinator,
+            aiohttp.ClientSession(read_bufsize=2**14) as http,
+            http.post(coordinator.url + "/v1/completions", json=body),
+        ):
+            await until(stopped.is_set)
+            await until(lambda: coordinator.fleet.engines["c0"].placed == 0)
+
+            async def is_counted() -> bool:
+                async with http.get(coordinator.url + "/metrics") as metrics:
+                    return "hexgen2:requests_cancelled_total 1.0" in await metrics.text()
+
+            await until_answered(is_counted)
 
     run(loop, main)

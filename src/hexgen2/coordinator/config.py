@@ -78,6 +78,12 @@ class Timeouts(_Frozen):
         default=300.0, gt=0, description="leg 2 or a direct request, until its first byte"
     )
     idle_s: float = Field(default=60.0, gt=0, description="silence inside an answer that has begun")
+    take_s: float = Field(
+        default=60.0,
+        gt=0,
+        description="how long a client may take nothing, while so much of its stream lies unsent that its "
+        "engine has to wait",
+    )
     request_s: float = Field(default=3600.0, gt=0, description="a request from its arrival to its last byte")
     health_interval_s: float = Field(
         default=1.0, gt=0, description="pause between two /health polls of an engine"

@@ -294,7 +294,7 @@ class Proxy:
         if exchange.stream is None:
             exchange.first_token_at = exchange.last_token_at
             headers = {"Content-Type": call.content_type, **self._report(exchange, path)}
-            exchange.stream = await ClientStream.begin(exchange.http, headers, shown)
+            exchange.stream = await ClientStream.begin(exchange.http, headers, shown, timeouts.take_s)
         elif shown:
             exchange.stream.put(shown)
         stream = exchange.stream
