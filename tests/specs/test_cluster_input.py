@@ -38,6 +38,12 @@ BAD = [
     ("nodes: [{name: a, gpu: L40, count: -3}]", "nodes[0].count", "-3 is less than 1", "at least 1"),
     ("nodes: [{name: a, gpu: L40, count: 1.5}]", "nodes[0].count", "1.5 is not a whole number", "whole"),
     ("nodes: [{name: a, gpu: L40, count: 9999}]", "nodes[0].count", "9999 is more than 1024", "at most"),
+    (
+        "nodes: [" + ", ".join(f"{{name: n{place}, gpu: L40, count: 1024}}" for place in range(9)) + "]",
+        "nodes",
+        "9216 GPUs are more than 8192",
+        "plan parts of it apart",
+    ),
     ("nodes: [{name: no, gpu: L40, count: 2}]", "nodes[0].name", "False is not text", "quotes"),
     ("nodes: [{name: '', gpu: L40, count: 2}]", "nodes[0].name", "'' is empty", "give it a value"),
     ("nodes: [{name: a/0, gpu: L40, count: 2}]", "nodes[0].name", "'a/0' has a slash", "leave it out"),

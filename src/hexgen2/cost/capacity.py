@@ -202,15 +202,21 @@ def colocated_capacity(
     return ColocatedCapacity(batch / (moments.output * seconds), batch, seconds, latency, kv_limited)
 
 
+def resident_tokens(moments: Moments, settings: Settings) -> float:
+    """Tokens of KV cache that a sequence in the batch holds in the mean: its context, and half a block more
+    since its last block is half full on average."""
+    return moments.context + (settings.block_size - 1) / 2
+
+
 def memory_batch(moments: Moments, max_tokens: int, settings: Settings) -> int:
     """Sequences whose contexts fit into ``max_tokens``, with the headroom of the settings.
 
-    The largest b with b·μ + z·σ·√b ≤ max_tokens, μ and σ of a resident sequence, μ with half a block more since
-    the last block of a sequence is half full on average; at least 1 when the longest request fits, else 0.
+    The largest b with b·μ + z·σ·√b ≤ max_tokens, μ and σ of a resident sequence (`resident_tokens`); at least 1
+    when the longest request fits, else 0.
     """
     if moments.longest > max_tokens:
         return 0
-    mean = moments.context + (settings.block_size - 1) / 2
+    mean = resident_tokens(moments, settings)
     spread = settings.headroom_sigmas * moments.context_std
     root = (sqrt(spread * spread + 4 * mean * max_tokens) - spread) / (2 * mean)
     return max(1, floor(root * root + 1e-9))

@@ -20,6 +20,7 @@ from hexgen2.specs.gpu import GpuType, Link
 
 GBPS = 1e9 / 8  # bytes/s in one gigabit per second
 _MAX_GPUS_PER_NODE = 1024  # no machine has as many: more is a slip, and would fill the memory with link tables
+_MAX_GPUS = 8192  # a table of the links between any two of them takes half a gigabyte
 
 
 def _no_slower_than_a_modem(gbps: float) -> float:
@@ -209,6 +210,9 @@ def parse_cluster(document: Mapping[str, Any], source: str) -> Cluster:
         cluster = Cluster.model_validate({**fields, "inline_types": types})
     except ValidationError as error:
         raise InputError.from_validation(source, error) from None
+    count = sum(node.count for node in cluster.nodes)
+    if count > _MAX_GPUS:
+        raise InputError(source, "nodes", f"{count} GPUs are more than {_MAX_GPUS}", "plan parts of it apart")
     _check_names(cluster, source)
     _check_links(cluster, source)
     return cluster

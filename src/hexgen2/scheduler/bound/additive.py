@@ -27,18 +27,16 @@ from scipy.optimize import linprog
 from scipy.sparse import coo_matrix
 
 from hexgen2.cost.layout import StageShape
-from hexgen2.cost.memory import overhead_bytes, workspace_bytes
-from hexgen2.cost.moments import Moments
 from hexgen2.cost.stage import StageCost, stage_cost
 from hexgen2.scheduler.bound.groups import tp_sizes
+from hexgen2.scheduler.bound.long import LEVEL_RATIO
 from hexgen2.scheduler.bound.places import Places
-from hexgen2.scheduler.columns import Kinds
+from hexgen2.scheduler.bound.times import held_bytes, pipeline_memory
+from hexgen2.scheduler.columns import FINE_NODES, Kinds
 from hexgen2.scheduler.evaluate import Evaluator
 from hexgen2.specs.gpu import Link
 
 FloatArray = NDArray[np.float64]
-LEVEL_RATIO = 1.08
-FINE_NODES = 24
 
 
 @dataclass(frozen=True)
@@ -95,7 +93,9 @@ def additive_bound(evaluator: Evaluator) -> float:
     number = len(kinds.nodes)
     sizes = tp_sizes(problem, Places.of_kinds(kinds))
     layers = {shape: layer_of(evaluator, kinds, *shape) for shape in product(range(number), sizes)}
-    usable = [_usable_bytes(evaluator, kinds, kind, max(sizes)) for kind in range(number)]
+    types = [kinds.topology.types[nodes[0]] for nodes in kinds.nodes]
+    usable = [pipeline_memory(problem.cost, gpu, max(sizes)) for gpu in types]
+    held = held_bytes(problem.cost, moments)
     lp = _Rows()
     gpus: list[dict[int, float]] = [{} for _ in range(number)]
     served = lp.new()
@@ -126,7 +126,6 @@ def additive_bound(evaluator: Evaluator) -> float:
         if role == "colocated" or problem.engine.decode_pp:
             for low, high in _levels(problem.cost.settings.max_batch):
                 memory: dict[int, float] = {}
-                needed = _needed_bytes(evaluator, low)
                 for kind in range(number):
                     inside = [
                         tp for tp in sizes if tp <= kinds.count(kind)
@@ -136,7 +135,7 @@ def additive_bound(evaluator: Evaluator) -> float:
                         taken = lp.new()
                         gpus[kind][taken] = float(tp)
                         (decode_rows[kind] if role == "decode" else served_row)[taken] = -rate
-                        memory[taken] = needed - tp * usable[kind]
+                        memory[taken] = low * held - tp * usable[kind]
                 if low > 0:
                     lp.add(memory, 0.0)
     for row in decode_rows:
@@ -259,25 +258,3 @@ def _stage_rate(evaluator: Evaluator, layer: Layer, batch: float, role: str) -> 
     tokens = batch * (1 + moments.input / moments.output)
     squares = batch * moments.input_sq / moments.output
     return batch / (scale * layer.mean_seconds(batch, tokens, squares, batch * moments.context))
-
-
-def _usable_bytes(evaluator: Evaluator, kinds: Kinds, kind: int, most: int) -> float:
-    """M: the memory of one GPU that weights and KV caches may have; ``most``: the largest TP size."""
-    settings = evaluator.problem.cost.settings
-    gpu = kinds.topology.types[kinds.nodes[kind][0]]
-    widest = StageShape(gpu, most, 1)
-    usable = settings.memory_utilisation * gpu.memory_bytes - overhead_bytes(widest, 2, settings)
-    return usable - workspace_bytes(evaluator.problem.model, widest, settings, last=False)
-
-
-def _needed_bytes(evaluator: Evaluator, batch: float) -> float:
-    """x·(kv + W / max_batch): the memory that x sequences of a stage ask for."""
-    settings, model = evaluator.problem.cost.settings, evaluator.problem.model
-    weights = model.layers_params * model.weight_bytes
-    kv = _resident_tokens(evaluator.values.moments, settings.block_size) * model.kv_bytes_per_token
-    return batch * (kv + weights / settings.max_batch)
-
-
-def _resident_tokens(moments: Moments, block: int) -> float:
-    """Tokens of KV cache that a resident sequence holds on average, half a block over included."""
-    return moments.context + (block - 1) / 2

@@ -9,18 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hexgen2.cost.layout import StageShape
-from hexgen2.cost.memory import overhead_bytes, workspace_bytes
 from hexgen2.scheduler.bound.columns import Columns
 from hexgen2.scheduler.bound.groups import pipelined, tp_sizes
 from hexgen2.scheduler.bound.places import Places
 from hexgen2.scheduler.bound.rates import GroupRates
 from hexgen2.scheduler.bound.stages import Slot
+from hexgen2.scheduler.bound.times import held_bytes, pipeline_memory
 from hexgen2.scheduler.problem import Problem
 from hexgen2.specs.plan import Role
 
@@ -59,8 +57,6 @@ class LongPipelines:
         by_size = [
             [(place, tp) for place in range(len(self.places)) if tp <= self.places.width[place]] for tp in sizes
         ]
-        if not self.problem.engine.uniform_tp:
-            by_size = [[slot for slots in by_size for slot in slots]]
         for slots in filter(None, by_size):
             for low, high in self._batches():
                 row = -1
@@ -124,17 +120,6 @@ class LongPipelines:
 
     def _spare(self, slot: Slot, each: float) -> float:
         """t·M − x·(kv + W / max_batch): what a stage has over the memory that x sequences ask of it."""
-        cost, model, settings = self.problem.cost, self.problem.model, self.problem.cost.settings
-        gpu = self.places.types[slot[0]]
-        widest = StageShape(gpu, max(tp_sizes(self.problem, self.places)), 1)
-        usable = settings.memory_utilisation * gpu.memory_bytes - overhead_bytes(widest, 2, settings)
-        usable -= workspace_bytes(model, widest, cost.settings, last=False)
-        moments = self._rates.work.moments
-        resident = moments.context + (settings.block_size - 1) / 2
-        held = resident * model.kv_bytes_per_token + self._weights / settings.max_batch
-        return slot[1] * usable - each * held
-
-    @cached_property
-    def _weights(self) -> float:
-        model = self.problem.model
-        return float(model.layers_params * model.weight_bytes)
+        cost, widest = self.problem.cost, max(tp_sizes(self.problem, self.places))
+        usable = pipeline_memory(cost, self.places.types[slot[0]], widest)
+        return slot[1] * usable - each * held_bytes(cost, self._rates.work.moments)

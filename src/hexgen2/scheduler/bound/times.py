@@ -12,8 +12,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from hexgen2.cost.capacity import resident_tokens
 from hexgen2.cost.layout import StageShape
 from hexgen2.cost.memory import kv_bytes_per_token, overhead_bytes, stage_weight_bytes, workspace_bytes
+from hexgen2.cost.moments import Moments
 from hexgen2.cost.replica import CostModel
 from hexgen2.cost.stage import StageCost, stage_cost
 from hexgen2.specs.gpu import GpuType, Link
@@ -149,6 +151,24 @@ def stage_memory(cost: CostModel, gpu: GpuType, tp: int, *, first: bool, last: b
     used = ends + workspace_bytes(model, single, settings, last=last) + overhead_bytes(single, 2, settings)
     free = settings.memory_utilisation * gpu.memory_bytes - used
     return StageMemory(free, per_layer, kv_bytes_per_token(model, single))
+
+
+def pipeline_memory(cost: CostModel, gpu: GpuType, widest: int) -> float:
+    """The most bytes of one GPU that layers and KV caches may have in a stage of a pipeline; ``widest``: the
+    largest TP size, whose workspace is the smallest."""
+    stage = StageShape(gpu, widest, 1)
+    used = overhead_bytes(stage, 2, cost.settings) + workspace_bytes(
+        cost.model, stage, cost.settings, last=False
+    )
+    return cost.settings.memory_utilisation * gpu.memory_bytes - used
+
+
+def held_bytes(cost: CostModel, moments: Moments) -> float:
+    """kv + W / max_batch: the memory that each of at most max_batch sequences asks of a pipeline, for its KV
+    cache and its part of the layers' weights."""
+    model, settings = cost.model, cost.settings
+    weights = model.layers_params * model.weight_bytes
+    return resident_tokens(moments, settings) * model.kv_bytes_per_token + weights / settings.max_batch
 
 
 def layer_sorts(model: Model) -> tuple[Model, ...]:

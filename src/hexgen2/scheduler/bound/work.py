@@ -8,6 +8,7 @@ from math import floor, sqrt
 import numpy as np
 from numpy.typing import NDArray
 
+from hexgen2.cost.capacity import resident_tokens
 from hexgen2.scheduler.bound.times import Iteration
 from hexgen2.scheduler.problem import Problem
 from hexgen2.specs.plan import Role
@@ -42,7 +43,7 @@ class RoleWork:
         most = settings.max_batch + 1
         if self.role == "prefill":
             return np.full(most, float(moments.longest_input))
-        mean = moments.context + (settings.block_size - 1) / 2
+        mean = resident_tokens(moments, settings)
         spread = settings.headroom_sigmas * moments.context_std
         tokens = np.array([max(b * mean + spread * sqrt(b), float(moments.longest)) for b in range(most)])
         tokens[:2] = moments.longest
