@@ -164,7 +164,15 @@ def test_a_follower_of_another_group_is_turned_away_and_the_right_one_taken(
 
 
 @pytest.mark.parametrize(
-    "noise", [b"", b"GET / HTTP/1.1\r\n\r\n", b"{}\n", b'{"node": "x", "digest": 1}\n', b"[]\n"]
+    "noise",
+    [
+        b"",
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"{}\n",
+        b'{"node": "x", "digest": 1}\n',
+        b'{"node": Infinity, "digest": 1}\n',
+        b"[]\n",
+    ],
 )
 def test_a_stranger_on_the_port_does_no_harm(noise: bytes) -> None:
     loss = Loss()

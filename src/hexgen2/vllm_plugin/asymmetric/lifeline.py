@@ -144,7 +144,7 @@ class LeaderLifeline(Lifeline):
         try:
             greeting = json.loads(_line(connection))
             node, digest = int(greeting["node"]), str(greeting["digest"])
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, OverflowError):
             return None
         reason = ""
         if digest != self._digest:
