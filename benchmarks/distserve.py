@@ -15,11 +15,12 @@ without the overheads of Python.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from math import sqrt
 
 import numpy as np
 
-from hexgen2.cost import CostModel
+from hexgen2.cost import CostModel, Settings
 from hexgen2.cost.profile_files import load_efficiencies
 from hexgen2.simulator import poisson, simulate
 from hexgen2.specs.catalog.models import load_model
@@ -48,6 +49,12 @@ def _lognormal(count: int, mean: float, sigma: float, rng: np.random.Generator) 
     for _ in range(30):
         drawn = np.clip(drawn * (mean / drawn.mean()), 4, LONGEST - 48)
     return drawn
+
+
+def cost_model(profiles: Sequence[str] = ()) -> CostModel:
+    """OPT-13B on an engine that moves KV caches beside its decoding, as DistServe's does."""
+    settings = Settings(fetch_between_steps=False)
+    return CostModel(load_model("opt-13b"), load_efficiencies(profiles), settings)
 
 
 def disaggregated(prefill_tp: int, decode_tp: int) -> Plan:
@@ -104,7 +111,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=3000)
     parser.add_argument("--profile", action="append", default=[])
     arguments = parser.parse_args()
-    cost = CostModel(load_model("opt-13b"), load_efficiencies(arguments.profile))
+    cost = cost_model(arguments.profile)
     print(f"published: {PUBLISHED_RPS_PER_GPU} requests/s per GPU with prefill TP 2, decode TP 1")
     for sigma in SIGMAS:
         for layout in LAYOUTS:

@@ -80,9 +80,10 @@ def problem_of(case: Case) -> Problem:
 
 
 def cost_model(model: str, world: World) -> CostModel:
-    """The model's costs in a world."""
+    """The model's costs in a world. KV caches are moved beside decoding: the systems are not all vLLM."""
     efficiencies = host_bound() if world.host_bound else Efficiencies()
-    return CostModel(load_model(model), efficiencies, Settings(chunked_prefill=world.chunked))
+    settings = Settings(chunked_prefill=world.chunked, fetch_between_steps=False)
+    return CostModel(load_model(model), efficiencies, settings)
 
 
 def host_bound() -> Efficiencies:

@@ -1,6 +1,7 @@
 """A mixed cluster on one machine, for real: calibrated, planned, served, measured, and simulated beside it.
 
-    python benchmarks/testbed.py [--quick] [--only link-bound|compute-bound] [--json FILE] [--profile FILE]
+    python benchmarks/testbed.py [--quick] [--only calibration|link-bound|compute-bound] [--json FILE]
+                                 [--profile FILE|NAME]
     python benchmarks/testbed.py --clean
 
 Needs root on Linux (iproute2, cgroups) and the extra `cpu`. Nodes are network namespaces with rate-limited
@@ -8,7 +9,8 @@ links, devices are parts of a core (`hexgen2.deploy.testbed`), engines are real 
 model. On each of two settings it
 
 1. measures the links by real transfers and, once for both, an engine on each type of device (`calibrate`);
-2. plans; serves the plan at parts of its throughput (`--loads`); simulates the very same requests;
+2. plans; serves the plan at parts of its throughput (`--loads`), twice with the same requests (`--runs`), and
+   simulates these;
 3. floods the plan, the same engines under round robin, and the best equal split, and compares throughputs.
 
 What is left of a run that was killed is cleared by the next one, or by --clean. Figures: docs/testbed.md.
@@ -86,7 +88,9 @@ async def on_plan(bed: Bed, plan: Plan, cost: CostModel, arguments: argparse.Nam
     async with serving(bed, plan, folder) as deployment:
         loads = []
         for level in arguments.loads:
-            found = await compare(plan, cost, deployment.coordinator, level, arguments.seconds, folder)
+            found = await compare(
+                plan, cost, deployment.coordinator, level, arguments.seconds, arguments.runs, folder
+            )
             loads.append(found)
             errors = ", ".join(f"{row['figure'].split(',')[0]} {row['error']:+.0%}" for row in found["rows"])
             tell(f"load {level:.0%}: {found['requests']} requests, {found['failed']} failed; errors {errors}")
@@ -107,8 +111,8 @@ async def on_equal(bed: Bed, equal: Plan, count: int, folder: Path) -> dict[str,
 
 
 def flood_size(plan: Plan, arguments: argparse.Namespace) -> int:
-    """Requests that keep the plan busy for half as long as a load; the others take longer."""
-    return max(2 * IN_FLIGHT, round(plan.throughput_rps * float(arguments.seconds) / 2))
+    """Requests that keep the plan busy for 20 seconds (with --quick 6); the others take longer."""
+    return max(2 * IN_FLIGHT, round(plan.throughput_rps * min(20.0, float(arguments.seconds) / 2)))
 
 
 def run(setting: Setting, cost: CostModel, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -136,10 +140,10 @@ def words(plan: Plan) -> str:
     return "; ".join(part for part in (groups, routes, shares) if part)
 
 
-def calibrated(arguments: argparse.Namespace) -> Path:
-    """The file of a profile of all types of device, made now unless one is given."""
+def calibrated(arguments: argparse.Namespace) -> str:
+    """A profile of all types of device, made now unless one is given: its file, or a shipped one's name."""
     if arguments.profile:
-        return Path(arguments.profile)
+        return str(arguments.profile)
     tell("calibrating: an engine on each type of device")
     fits = calibrate(
         CALIBRATED_AS, GRID, arguments.folder / "calibration", tell if arguments.verbose else silent
@@ -167,7 +171,7 @@ def calibrated(arguments: argparse.Namespace) -> Path:
         phases = dict.fromkeys(one.phase for one in points)
         errors = ", ".join(f"{phase} {fit.median_error(points, phase):.1%}" for phase in phases)
         tell(f"{name}: median error of the fit {errors}")
-    return file
+    return str(file)
 
 
 def machine() -> str:
@@ -180,13 +184,14 @@ def machine() -> str:
 def show(result: dict[str, Any]) -> None:
     """The setting's tables, in Markdown."""
     print(f"\n## {result['setting']}\n")
-    print("| load | figure | measured | simulated | error | aim |\n|---|---|---|---|---|---|")
+    print("| load | figure | measured | runs apart | simulated | error | aim |\n|---|---|---|---|---|---|---|")
     for load in result["loads"]:
         for row in load["rows"]:
             aim = f"{row['aim']:.0%}{'' if abs(row['error']) <= row['aim'] else ' missed'}"
             print(
                 f"| {load['level']:.0%} ({load['rate_rps']:.2f}/s, {load['requests']}) | {row['figure']} "
-                f"| {row['measured']:.4g} | {row['simulated']:.4g} | {row['error']:+.1%} | {aim} |"
+                f"| {row['measured']:.4g} | {row['apart']:.0%} | {row['simulated']:.4g} "
+                f"| {row['error']:+.1%} | {aim} |"
             )
     planned_rps = result["planned"]["throughput_rps"]
     print(f"\n| flood | requests/s | the plan to it |\n|---|---|---|\n| planned | {planned_rps:.3g} | |")
@@ -209,10 +214,12 @@ BEGAN = time.monotonic()
 
 def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=[setting.name for setting in SETTINGS], help="one of the settings")
+    parts = ["calibration", *(setting.name for setting in SETTINGS)]
+    parser.add_argument("--only", choices=parts, help="one of the settings, or only the profile")
     parser.add_argument("--loads", type=float, nargs="+", default=[0.3, 0.6, 0.85])
     parser.add_argument("--seconds", type=float, default=40.0, help="of each load (default: 40)")
-    parser.add_argument("--quick", action="store_true", help="12 seconds of each, for a look")
+    parser.add_argument("--runs", type=int, default=2, help="of each load, with the same requests (default: 2)")
+    parser.add_argument("--quick", action="store_true", help="one run of 12 seconds of each, for a look")
     parser.add_argument("--profile", help="a profile of an earlier run, in place of calibrating")
     parser.add_argument("--folder", type=Path, default=Path("build/testbed"), help="for logs and the profile")
     parser.add_argument("--json", type=Path, help="write everything here")
@@ -220,7 +227,7 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--clean", action="store_true", help="only clear what killed runs left")
     arguments = parser.parse_args(argv)
     if arguments.quick:
-        arguments.seconds = 12.0
+        arguments.seconds, arguments.runs = 12.0, 1
     return arguments
 
 
@@ -236,9 +243,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.folder.mkdir(parents=True, exist_ok=True)
         load_before = os.getloadavg()[0]
         profile = calibrated(arguments)
-        cost = cost_model(load_efficiencies([str(profile)]))
+        cost = cost_model(load_efficiencies([profile]))
         today = datetime.datetime.now(datetime.UTC).date().isoformat()
-        head = {"date": today, "machine": machine(), "load_before": load_before, "profile": str(profile)}
+        head = {"date": today, "machine": machine(), "load_before": load_before, "profile": profile}
         print(f"{today}, {machine()}, load average before {load_before:.1f}, profile {profile}")
         results = []
         for setting in SETTINGS:

@@ -62,36 +62,51 @@ def drawn(load: Load) -> Drawn:
 
 
 async def compare(
-    plan: Plan, cost: CostModel, config: CoordinatorConfig, level: float, seconds: float, folder: Path
+    plan: Plan,
+    cost: CostModel,
+    config: CoordinatorConfig,
+    level: float,
+    seconds: float,
+    runs: int,
+    folder: Path,
 ) -> dict[str, Any]:
-    """Measured and simulated figures at a part of the planned throughput, for so many seconds of arrivals."""
+    """Measured and simulated figures at a part of the planned throughput, for so many seconds of arrivals, by
+    so many runs with the same requests at the same times. What is measured is the mean of the runs, and how far
+    they are apart is the least error that a simulation can be expected to have."""
     rate = level * plan.throughput_rps
     count = max(LEAST_REQUESTS, round(rate * seconds))
     workload = load_workload(plan.workload)
-    async with coordinator(config, folder) as url:
-        load = Load(url, workload, count, rate_rps=rate, seed=round(100 * level))
-        measured = await measure(load, Console(quiet=True))
-    sent = drawn(load)
-    measured["throughput_rps"] = measured["completed"] / (measured["duration_s"] - sent.pause_s)
+    measured = []
+    for _ in range(runs):
+        async with coordinator(config, folder) as url:
+            load = Load(url, workload, count, rate_rps=rate, seed=round(100 * level))
+            found = await measure(load, Console(quiet=True))
+        sent = drawn(load)
+        found["throughput_rps"] = found["completed"] / (found["duration_s"] - sent.pause_s)
+        measured.append(found)
     simulated = simulate(plan, cost, sent.requests).document()
-    rows = [
-        {
-            "figure": figure.name,
-            "measured": figure.of(measured),
-            "simulated": figure.of(simulated),
-            "error": figure.of(simulated) / figure.of(measured) - 1,
-            "aim": figure.aim,
-        }
-        for figure in FIGURES
-    ]
     return {
         "level": level,
         "rate_rps": rate,
         "requests": count,
-        "failed": measured["failed"],
-        "rows": rows,
+        "failed": sum(found["failed"] for found in measured),
+        "rows": [_row(figure, measured, simulated) for figure in FIGURES],
         "measured": measured,
         "simulated": simulated,
+    }
+
+
+def _row(figure: Figure, measured: list[dict[str, Any]], simulated: dict[str, Any]) -> dict[str, Any]:
+    """One figure of a load. ``apart``: largest to smallest of the runs, less one."""
+    values = [figure.of(found) for found in measured]
+    mean = sum(values) / len(values)
+    return {
+        "figure": figure.name,
+        "measured": mean,
+        "apart": max(values) / min(values) - 1,
+        "simulated": figure.of(simulated),
+        "error": figure.of(simulated) / mean - 1,
+        "aim": figure.aim,
     }
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from hexgen2.deploy.testbed import Bed, Wiring, bed, cores_of, records, require_means, sweep
-from hexgen2.deploy.testbed.quotas import Controller, find_controller
+from hexgen2.deploy.testbed.quotas import Controller, find_controller, members, pinned
 from hexgen2.deploy.testbed.wiring import TokenBucket
 from hexgen2.specs.catalog import gpu_type
 from hexgen2.specs.cluster import Cluster, parse_cluster
@@ -134,13 +134,31 @@ def test_a_device_is_the_part_of_a_core_that_its_bandwidth_is() -> None:
 
 
 @pytest.mark.parametrize(
+    ("version", "membership", "group"),
+    [
+        (1, "3:cpuset:/\n2:cpu,cpuacct:/a/b\n0::/c\n", "a/b"),
+        (2, "2:cpu:/a\n0::/c\n", "c"),
+        (1, "0::/c\n", "."),
+    ],
+)
+def test_a_processs_group_and_the_first_place_among_groups(
+    version: int, membership: str, group: str, tmp_path: Path
+) -> None:
+    controller = Controller(1 if version == 1 else 2, tmp_path)
+    assert controller.group_of(membership) == tmp_path / group
+    controller.favour(tmp_path)
+    name = {1: "cpu.shares", 2: "cpu.weight"}[version]
+    assert int((tmp_path / name).read_text()) >= 10_000
+
+
+@pytest.mark.parametrize(
     ("version", "cores", "files"),
     [
-        (1, 0.25, {"cpu.cfs_period_us": "10000", "cpu.cfs_quota_us": "2500"}),
-        (1, None, {"cpu.cfs_period_us": "10000", "cpu.cfs_quota_us": "-1"}),
-        (2, 1.5, {"cpu.max": "15000 10000"}),
-        (2, 0.01, {"cpu.max": "1000 10000"}),  # the kernel's least
-        (2, None, {"cpu.max": "max 10000"}),
+        (1, 0.25, {"cpu.cfs_period_us": "40000", "cpu.cfs_quota_us": "10000"}),
+        (1, None, {"cpu.cfs_period_us": "40000", "cpu.cfs_quota_us": "-1"}),
+        (2, 1.5, {"cpu.max": "60000 40000"}),
+        (2, 0.01, {"cpu.max": "1000 40000"}),  # the kernel's least
+        (2, None, {"cpu.max": "max 40000"}),
     ],
 )
 def test_a_quota_is_written_as_the_kernel_reads_it(
@@ -151,6 +169,21 @@ def test_a_quota_is_written_as_the_kernel_reads_it(
     assert folder == tmp_path / "bed" / "engine"
     controller.limit(folder, cores)
     assert {name: (folder / name).read_text() for name in files} == files
+
+
+@pytest.mark.parametrize(
+    ("parts", "cores"),
+    [
+        ((0.2, 0.7, 0.2, 0.2), (1, 0, 1, 1)),
+        ((0.35, 0.35, 0.35, 0.35), (0, 1, 0, 1)),
+        ((1.5, 0.4), (None, 0)),
+    ],
+)
+def test_parts_of_cores_are_spread_over_two_cores(
+    parts: tuple[float, ...], cores: tuple[int | None, ...]
+) -> None:
+    found = pinned({str(place): part for place, part in enumerate(parts)}, (0, 1))
+    assert tuple(found.get(str(place)) for place in range(len(parts))) == cores
 
 
 def test_the_controller_is_found_by_its_version(tmp_path: Path) -> None:
@@ -228,9 +261,11 @@ def test_a_link_carries_its_rate_and_nothing_is_left_behind(records_at: Path) ->
         "    one.recv(1)\n"
         "    print(time.monotonic() - begin)\n"
     )
+    before = Path("/proc/self/cgroup").read_text()
     with Bed(three_nodes(), records_at) as bed:
         tag = bed.wiring.tag
         assert left(tag)
+        assert Path("/proc/self/cgroup").read_text() != before, "it is in a group that runs before others"
         with receiving(bed, 1, 7000):
             command = bed.inside(0, (sys.executable, "-c", send, bed.wiring.address(1)))
             done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
@@ -240,9 +275,10 @@ def test_a_link_carries_its_rate_and_nothing_is_left_behind(records_at: Path) ->
         assert size / float(done.stdout) < 1.15 * gbps / 8 * 1e9
     assert left(tag) == []
     assert list(records_at.iterdir()) == []
+    assert Path("/proc/self/cgroup").read_text() == before
 
 
-def test_placed_processes_run_in_their_nodes_and_are_limited_when_told(records_at: Path) -> None:
+def test_placed_processes_run_in_their_nodes(records_at: Path) -> None:
     devices = three_nodes()
     groups = [
         builders.group(f"c{place}", "colocated", ([f"{name}/0"], 8), share=1 / 3)
@@ -263,17 +299,48 @@ def test_placed_processes_run_in_their_nodes_and_are_limited_when_told(records_a
         assert f"/hx{bed.wiring.tag}/c1" in where
         assert first.env["UCX_NET_DEVICES"] == "to0,to2"
         assert first.host == bed.wiring.address(1)
-        group = require_means().root / f"hx{bed.wiring.tag}" / "c1"
 
-        def quota() -> str:
-            names = require_means().settings(None)
-            return " ".join((group / name).read_text().strip() for name in names)
 
-        free = quota()
-        bed.limit()
-        assert quota() != free
-        bed.place(deployment)
-        assert quota() == free, "another deployment starts without limits"
+SERVER_AND_CORE = """
+import os, time
+from pathlib import Path
+if os.fork() == 0:
+    Path("/proc/self/comm").write_text("VLLM::EngineCore")
+print(os.getpid(), flush=True)
+time.sleep(600)
+"""
+
+
+def test_what_computes_is_limited_and_the_rest_of_an_engine_is_not(records_at: Path) -> None:
+    with Bed(three_nodes(), records_at) as bed:
+        groups = [builders.group("c0", "colocated", (["a/0"], 8))]
+        (process,) = bed.place(builders.compiled(builders.plan(bed.cluster, groups))).processes
+        engine = require_means().root / f"hx{bed.wiring.tag}" / "c0"
+        device = engine.with_name("c0-device")
+
+        def quota(group: Path) -> list[str]:
+            return [(group / name).read_text() for name in require_means().settings(None)]
+
+        command = (*process.argv[: process.argv.index("python")], sys.executable, "-c", SERVER_AND_CORE)
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+            assert server.stdout is not None
+            pids = {int(server.stdout.readline()) for _ in range(2)}
+            assert set(members(engine)) == pids
+            for _ in range(2):  # the second time there is nothing to move
+                bed.limit()
+                assert members(engine) == [server.pid]
+                assert members(device) == list(pids - {server.pid})
+            assert quota(device) != quota(engine)
+            assert len(os.sched_getaffinity(members(device)[0])) == 1
+            assert os.sched_getaffinity(server.pid) == os.sched_getaffinity(0)
+            os.kill(members(device)[0], signal.SIGKILL)
+            deadline = time.monotonic() + 10
+            while members(device):
+                assert time.monotonic() < deadline, "a killed process does not go"
+                time.sleep(0.02)
+            with pytest.raises(RuntimeError, match="nothing to limit"):
+                bed.limit()
+            server.kill()
 
 
 def test_a_bed_whose_owner_was_killed_is_swept_with_what_ran_in_it(records_at: Path) -> None:

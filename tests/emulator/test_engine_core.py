@@ -180,3 +180,19 @@ async def test_a_pipeline_has_a_batch_in_every_stage_and_no_more() -> None:
     await asyncio.sleep(0.02)
     assert [work.prompt_tokens for work in timing.works] == [10, 10, 10]
     await core.stop()
+
+
+async def test_a_cache_is_asked_for_when_the_iteration_under_way_is_over() -> None:
+    timing = Recorded()
+    core = EngineCore(timing, max_batch=2)
+    await asyncio.wait_for(core.between_iterations(), 5)  # an idle engine does not keep anyone waiting
+    sequence = Sequence([1] * 10, 10**6)
+    core.start()
+    core.submit(sequence)
+    for _ in range(3):
+        await until(lambda: len(timing.works) > sequence.generated)
+        under_way = len(timing.works)
+        async with asyncio.timeout(5):
+            await core.between_iterations()
+        assert sequence.generated >= under_way
+    await core.stop()

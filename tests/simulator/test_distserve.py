@@ -9,9 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hexgen2.cost import CostModel
-from hexgen2.specs.catalog.models import load_model
-
 
 @pytest.fixture(scope="module")
 def script() -> dict[str, Any]:
@@ -20,7 +17,7 @@ def script() -> dict[str, Any]:
 
 @pytest.mark.parametrize("sigma", [1.0, 0.7])
 def test_the_published_rate_is_reproduced(script: dict[str, Any], sigma: float) -> None:
-    plan, cost = script["disaggregated"](*script["PUBLISHED_LAYOUT"]), CostModel(load_model("opt-13b"))
+    plan, cost = script["disaggregated"](*script["PUBLISHED_LAYOUT"]), script["cost_model"]()
     published = script["PUBLISHED_RPS_PER_GPU"] * 3
     assert script["meets_targets"](plan, cost, sigma, 0.8 * published, 3000)
     assert not script["meets_targets"](plan, cost, sigma, 1.2 * published, 3000)

@@ -140,6 +140,20 @@ def test_one_request_alone_takes_the_sum_of_its_parts(make_plan: MakePlan, cost:
     assert document["kv_transfer"]["mean_s"] == pytest.approx(transfer)
 
 
+def test_a_busy_group_asks_for_a_cache_between_two_steps(make_plan: MakePlan, cost: CostModel) -> None:
+    plan = make_plan([("p", "prefill", 1, 32, [(1, 8)]), ("d", "decode", 1, 32, [(1, 8)])], [("p", "d", 1.0)])
+    layout = shape(plan.cluster, placement(plan, plan.group_by_id["d"]))
+    requests = Requests(np.array([0.0, 1.0]), np.array([700, 500]), np.array([1000, 3]))
+    timeline = simulate(plan, cost, requests).timeline
+    steps = [cost.decode_step_seconds(layout, 1, 700 + j) for j in range(2, 1001)]
+    ends = timeline.first[0] + np.concatenate([[0.0], np.cumsum(steps)])
+    asked = timeline.transfer_start
+    assert asked[0] == timeline.prefilled[0], "an idle group asks at once"
+    after = ends[np.searchsorted(ends, timeline.prefilled[1])]
+    assert timeline.prefilled[1] < after < timeline.end[0]
+    assert asked[1] == pytest.approx(after, abs=1e-9)
+
+
 def test_equal_arguments_give_equal_results(mixed: Plan, cost: CostModel) -> None:
     runs = [
         simulate(mixed, cost, poisson(lengths_of(500), 30.0, np.random.default_rng(4))).document()

@@ -32,6 +32,10 @@ class Settings:
     ``chunked_prefill``: a colocated group's prompts share iterations with its decoding sequences, as vLLM runs
     them. Without, an iteration has prompts or decoding sequences, prompts first: engines up to 2024, which
     evaluations of that time compare with. No engine that `deploy` starts runs so.
+
+    ``fetch_between_steps``: a decode engine asks for a KV cache when the step under way is over, and looks
+    whether it is there at the end of a step, as vLLM's connectors do. Without, it asks at once: engines that
+    move caches beside their decoding, as DistServe's.
     """
 
     memory_utilisation: float = 0.9
@@ -42,6 +46,7 @@ class Settings:
     communicator_bytes: float = 0.5 * GIB
     headroom_sigmas: float = 2.0
     chunked_prefill: bool = True
+    fetch_between_steps: bool = True
 
     def prefill_budget(self, max_tokens: int, stages: int) -> int:
         """Tokens of one iteration of a prefill group that holds ``max_tokens`` tokens of KV cache.

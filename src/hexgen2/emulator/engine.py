@@ -93,6 +93,8 @@ class EngineCore:
         self.thawed = asyncio.Event()  # not set: a hang, time stands still
         self.thawed.set()
         self._wake = asyncio.Event()
+        self._between = asyncio.Event()  # set while no iteration is under way in the first stage
+        self._between.set()
         self._task: asyncio.Task[None] | None = None
         self._flying = 0
         self._leaving: set[asyncio.Task[None]] = set()
@@ -100,6 +102,10 @@ class EngineCore:
     def start(self) -> None:
         self._task = asyncio.create_task(self._loop(), name="emulated-engine")
         self._task.add_done_callback(_tell_of_mistake)
+
+    async def between_iterations(self) -> None:
+        """Return when no iteration is under way, or the one that is has left the first stage."""
+        await self._between.wait()
 
     async def stop(self) -> None:
         tasks = [task for task in (self._task, *self._leaving) if task is not None]
@@ -158,6 +164,7 @@ class EngineCore:
                 sequence.begun += size
             for sequence in decoding:
                 sequence.stepping = True
+            self._between.clear()
             if len(free) == 1:
                 await self._finish_at(end, decoding, chunks)
             else:
@@ -166,6 +173,7 @@ class EngineCore:
                 self._leaving.add(task)
                 task.add_done_callback(self._leaving.discard)
                 await asyncio.sleep(max(0.0, free[0] - time.monotonic()))
+            self._between.set()
 
     async def _woken(self, limit_s: float | None = None) -> None:
         self._wake.clear()

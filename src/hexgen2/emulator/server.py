@@ -286,15 +286,16 @@ class EmulatedEngine:
     async def _receive(self, g: Generation, prompt: list[int]) -> _Arrived | None:
         """Take memory for a KV cache and fetch it; None where the prompt is computed here.
 
-        As with NIXL the producer learns at the end of a transfer that it may free its blocks.
+        As vLLM's connectors do, it asks when no iteration is under way. As with NIXL the producer learns at the end of a transfer that it may free its blocks.
         """
         if not (g.kv and g.kv.get("do_remote_prefill") and g.kv.get("remote_request_id")):
             return None
         assert self._session is not None
         blocks = self.core.memory.blocks(len(prompt))
         await self.core.memory.take(blocks)
-        began = time.monotonic()
         try:
+            await self.core.between_iterations()
+            began = time.monotonic()
             source = str(g.kv.get("remote_engine_id")).rpartition("-")[0]
             await self._transfers.move(source, len(prompt))
             right = await kv_cache.fetch(self._session, g.kv, prompt)

@@ -53,6 +53,7 @@ class Engine:
         # A pipeline takes one micro-batch per stage, each with a budget of its own.
         self._budget = settings.token_budget * len(compiled.costs)
         self._mixes = settings.chunked_prefill
+        self._asks_between_steps = settings.fetch_between_steps
         self._done = done
         self._fetch = fetch
         self._hold_back = hold_back
@@ -112,7 +113,7 @@ class Engine:
                 self._starting = True
                 self._events.at(self._events.now, self._start_idle)
         elif self._steps > 1:
-            joining = self._ready or self._prefilling
+            joining = self._ready or self._prefilling or self._asks_for_cache()
             self._cut_to(1 if joining else self.blocks.steps_left(self._steps))
 
     def _start_idle(self, _: None) -> None:
@@ -120,13 +121,24 @@ class Engine:
         if not self._steps:
             self._go_on()
 
+    def _asks_for_cache(self) -> bool:
+        """Whether the next request waits for nothing but the end of the step to have its KV cache fetched."""
+        if not self._asks_between_steps:
+            return False
+        return bool(self._waiting) and not self._waiting[0].pending and self._places() > 0
+
     def _admit(self) -> None:
-        """Give blocks to waiting requests in their order, as long as there are blocks and places."""
+        """Give blocks to waiting requests in their order, as long as there are blocks and places.
+
+        With `Settings.fetch_between_steps` a KV cache is asked for when no step is under way.
+        """
         under_way = self.blocks.next_step() if self._steps else 0
         if self._running and not self._mixes:
             under_way = max(self.blocks.next_step(), ceil(WATERMARK * self.blocks.total))
         while self._waiting and self._places() > 0:
             head = self._waiting[0]
+            if self._steps and self._asks_between_steps and not head.pending:
+                return
             blocks = self.blocks.needed(max(head.pending, head.inputs))
             if not self.blocks.reserve(blocks, under_way):
                 return

@@ -20,6 +20,16 @@ from hexgen2.specs.errors import InputError
 ENTER = 'echo $$ > "$1/cgroup.procs" && shift && exec "$@"'
 """Into the group first: `ip netns exec` puts a /sys of its own over the one with the groups."""
 
+ON_DEVICE = "VLLM::"
+"""What the names of vLLM's processes that compute begin with (engine core, workers). The others of an engine,
+its HTTP server above all, run on the host's processor, as beside a GPU."""
+
+OUTSIDE = "outside"
+"""The group of the process that builds the bed and of all that it starts: coordinator, client."""
+
+DEVICE = "-device"
+"""Ends the name of the group of a process's part that is on the device."""
+
 
 def require_means() -> quotas.Controller:
     """What a bed needs of this machine; InputError (one line) where something is missing."""
@@ -49,14 +59,16 @@ class Bed:
     """A cluster of CPU devices on this machine, inside a `with` block.
 
     Entering it clears what abandoned beds left, and builds namespaces and links; leaving it kills whatever
-    still runs there and removes everything. Raises InputError where this machine cannot do it.
+    still runs there and removes everything. Within, this process and what runs on the bed come before all else
+    on the machine's processor, so that other work disturbs a measurement little. Raises InputError where this
+    machine cannot do it.
     """
 
     def __init__(self, cluster: Cluster, folder: Path = records.FOLDER) -> None:
         self._cluster = cluster
         self._folder = folder
         self._controller = require_means()
-        self._limits: dict[Path, float] = {}
+        self._limits: dict[str, float] = {}
 
     def __enter__(self) -> Bed:
         records.sweep(self._folder)
@@ -75,18 +87,22 @@ class Bed:
             groups=str(groups),
         )
         records.keep(self._record, self._folder)
+        self._came_from = self._controller.group_of(Path("/proc/self/cgroup").read_text())
         try:
+            outside = self._group(OUTSIDE)
+            self._controller.favour(groups)
+            quotas.move([os.getpid()], outside)
             for command in self.wiring.setup():
                 _run(command)
         except BaseException:
-            records.clear(self._record, self._folder)
+            self._clear()
             raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        records.clear(self._record, self._folder)
+        self._clear()
 
     @property
     def cluster(self) -> Cluster:
@@ -94,7 +110,7 @@ class Bed:
         return self.wiring.hosted()
 
     def place(self, deployment: Deployment) -> Deployment:
-        """The same processes, each inside its node and in a group of its own, which has no limit yet.
+        """The same processes, each inside its node and in a group of its own, not limited yet.
 
         Engines load many times faster than they serve, so the quotas come when they are ready: `limit`.
         """
@@ -103,9 +119,21 @@ class Bed:
         return deployment.model_copy(update={"processes": processes})
 
     def limit(self) -> None:
-        """Give every placed process the part of the processor that its devices are."""
-        for folder, cores in self._limits.items():
-            self._controller.limit(folder, cores)
+        """Give what computes of every placed process the part of a core that its devices are.
+
+        RuntimeError where nothing of a running process is known to compute: its device would have no limit.
+        """
+        core = quotas.pinned(self._limits, sorted(os.sched_getaffinity(0)))
+        for name, cores in self._limits.items():
+            engine, device = self._group(name), self._group(name + DEVICE)
+            running = quotas.members(engine)
+            computing = [pid for pid in running if _name(pid).startswith(ON_DEVICE)]
+            if running and not computing and not quotas.members(device):
+                raise RuntimeError(f"no process of {name} is named {ON_DEVICE}...: nothing to limit")
+            quotas.move(computing, device)
+            if name in core:
+                quotas.pin(computing, core[name])
+            self._controller.limit(device, cores)
 
     def inside(self, node: int, command: Sequence[str]) -> tuple[str, ...]:
         """A command as it is run in a node."""
@@ -122,11 +150,26 @@ class Bed:
 
     def _placed(self, process: ProcessSpec) -> ProcessSpec:
         node = [one.name for one in self._cluster.nodes].index(process.node)
-        folder = self._controller.make(f"{PREFIX}{self.wiring.tag}", process.name)
-        self._controller.limit(folder, None)  # the group may be that of an earlier deployment
-        self._limits[folder] = sum(cores_of(self._cluster.gpu_by_id[gpu].type) for gpu in process.gpus)
+        folder = self._group(process.name)
+        self._limits[process.name] = sum(cores_of(self._cluster.gpu_by_id[gpu].type) for gpu in process.gpus)
         argv = ("sh", "-c", ENTER, "sh", str(folder), *self.inside(node, process.argv))
         return process.model_copy(update={"argv": argv, "env": process.env | self.environment(node)})
+
+    def _clear(self) -> None:
+        """Leave the bed's groups, whose processes are killed; take the bed down."""
+        quotas.move(quotas.members(self._group(OUTSIDE)), self._came_from)
+        records.clear(self._record, self._folder)
+
+    def _group(self, name: str) -> Path:
+        return self._controller.make(f"{PREFIX}{self.wiring.tag}", name)
+
+
+def _name(pid: int) -> str:
+    """What a process calls itself; empty where it has ended."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
 
 
 def _run(command: Sequence[str]) -> None:
