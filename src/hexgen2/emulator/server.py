@@ -286,7 +286,8 @@ class EmulatedEngine:
     async def _receive(self, g: Generation, prompt: list[int]) -> _Arrived | None:
         """Take memory for a KV cache and fetch it; None where the prompt is computed here.
 
-        As vLLM's connectors do, it asks when no iteration is under way. As with NIXL the producer learns at the end of a transfer that it may free its blocks.
+        As vLLM's connectors do, it asks when no iteration is under way. As with NIXL the producer learns at the
+        end of a transfer that it may free its blocks.
         """
         if not (g.kv and g.kv.get("do_remote_prefill") and g.kv.get("remote_request_id")):
             return None
