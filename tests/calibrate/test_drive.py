@@ -86,6 +86,15 @@ async def test_an_engine_is_driven_through_the_grid(tmp_path: Path) -> None:
     assert load_profile(str(file)).gpus[GPU.name].compute == pytest.approx(fitted.efficiency.compute, rel=1e-3)
 
 
+async def test_no_repeat_has_the_length_of_one_before() -> None:
+    async with EmulatedEngine(EmulatorConfig(max_model_len=400)).running() as engine:
+        measured = await measure(Engine(engine.url, MODEL, LAYOUT), Grid(400, 1200, 1, repeats=3))
+        sent = [one.body for one in engine.received if one.body["max_tokens"] == 1]
+    assert [len(body["prompt"]) for body in sent] == [32, 128, 256, 31, 127, 255, 30, 126, 254]
+    lengths = [one.tokens for one in measured if one.phase == "prefill"]
+    assert all(nominal - 2 <= length <= nominal for nominal, length in zip((32, 128, 256), lengths, strict=True))
+
+
 async def test_what_the_engine_refuses_is_left_out_and_told() -> None:
     told: list[str] = []
     async with EmulatedEngine(EmulatorConfig(max_model_len=1000, kv_tokens=320)).running() as engine:

@@ -154,11 +154,11 @@ def test_a_processs_group_and_the_first_place_among_groups(
 @pytest.mark.parametrize(
     ("version", "cores", "files"),
     [
-        (1, 0.25, {"cpu.cfs_period_us": "40000", "cpu.cfs_quota_us": "10000"}),
-        (1, None, {"cpu.cfs_period_us": "40000", "cpu.cfs_quota_us": "-1"}),
-        (2, 1.5, {"cpu.max": "60000 40000"}),
-        (2, 0.01, {"cpu.max": "1000 40000"}),  # the kernel's least
-        (2, None, {"cpu.max": "max 40000"}),
+        (1, 0.25, {"cpu.cfs_period_us": "25000", "cpu.cfs_quota_us": "6250"}),
+        (1, None, {"cpu.cfs_period_us": "25000", "cpu.cfs_quota_us": "-1"}),
+        (2, 1.5, {"cpu.max": "37500 25000"}),
+        (2, 0.01, {"cpu.max": "1000 25000"}),  # the kernel's least
+        (2, None, {"cpu.max": "max 25000"}),
     ],
 )
 def test_a_quota_is_written_as_the_kernel_reads_it(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -32,6 +31,8 @@ DECODE_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
 DECODE_CONTEXTS = (64, 512, 1024, 2048, 4096, 8192)
 
 Tell = Callable[[str], None]
+Point = tuple[Phase, int, int]
+"""Phase, batch, tokens of each prompt or context."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +55,11 @@ class Grid:
     batch: int = 128
     repeats: int = 3
 
-    def points(self) -> list[tuple[Phase, int, int]]:
-        """(phase, batch, tokens of each prompt or context), within the limits."""
-        prefill: list[tuple[Phase, int, int]] = [("prefill", 1, tokens) for tokens in PROMPT_TOKENS]
+    def points(self) -> list[Point]:
+        """All of them, within the limits."""
+        prefill: list[Point] = [("prefill", 1, tokens) for tokens in PROMPT_TOKENS]
         prefill += [("prefill", batch, tokens) for batch, tokens in PROMPT_BATCHES]
-        decode: list[tuple[Phase, int, int]] = [
+        decode: list[Point] = [
             ("decode", batch, tokens) for batch in DECODE_BATCHES for tokens in DECODE_CONTEXTS
         ]
         return [
@@ -112,12 +113,14 @@ class Timeline:
 async def measure(engine: Engine, grid: Grid, tell: Tell = lambda _: None, seed: int = 0) -> list[Measured]:
     """Time every point of the grid that the engine can hold; InputError where nothing answers at its URL.
 
-    A point is the median of its repeats; one that the engine refuses is left out, and told of.
+    A point is the median of its repeats; one that the engine refuses is left out, and told of. The whole grid is
+    gone through once for each repeat, so that a machine that is slow for some seconds does not decide a point.
+    With each repeat the prompts are a token shorter: some engines keep what they prepared for a length (vLLM on a
+    CPU the kernels of 128 sizes), and prompts of real traffic are seldom as long as one before.
     """
     headers = {"Authorization": f"Bearer {engine.api_key}"} if engine.api_key else {}
     timeout = aiohttp.ClientTimeout(total=REQUEST_LIMIT_S, sock_connect=10)
     rng = np.random.default_rng(seed)
-    found: list[Measured] = []
     async with aiohttp.ClientSession(
         headers=headers, timeout=timeout, connector=aiohttp.TCPConnector(limit=0)
     ) as session:
@@ -126,19 +129,32 @@ async def measure(engine: Engine, grid: Grid, tell: Tell = lambda _: None, seed:
             grid = Grid(min(grid.longest, longest), grid.tokens, grid.batch, grid.repeats)
         points = grid.points()
         await _ask(session, engine, name, 1, 32, 8, rng)  # the first request of an engine is slow
-        for place, (phase, batch, tokens) in enumerate(points):
-            times: list[float] = []
-            try:
-                for _ in range(grid.repeats):
-                    times.append(await _time(session, engine, name, phase, batch, tokens, rng))
-            except ValueError as error:
-                tell(f"{phase} of {batch} x {tokens} tokens left out: {error}")
-                continue
-            seconds = statistics.median(times)
-            tell(f"[{place + 1}/{len(points)}] {phase} of {batch} x {tokens} tokens: {seconds * 1e3:.4g} ms")
-            context = tokens if phase == "prefill" else tokens + 2 + (STEPS + batch) / 2
-            found.append(Measured(engine.model, phase, engine.layout, batch, context, seconds))
+        times: dict[Point, list[tuple[float, int]]] = {point: [] for point in points}
+        for repeat in range(grid.repeats):
+            for point in list(times):
+                phase, batch, tokens = point
+                length = max(1, tokens - repeat)
+                try:
+                    seconds = await _time(session, engine, name, phase, batch, length, rng)
+                except ValueError as error:
+                    tell(f"{_words(point)} left out: {error}")
+                    del times[point]
+                    continue
+                times[point].append((seconds, length))
+                place, every = sum(map(len, times.values())), grid.repeats * len(times)
+                tell(f"[{place}/{every}] {_words(point)}: {seconds * 1e3:.4g} ms")
+    found: list[Measured] = []
+    for point, repeats in times.items():
+        phase, batch, _ = point
+        seconds, length = sorted(repeats)[len(repeats) // 2]
+        context = length if phase == "prefill" else length + 2 + (STEPS + batch) / 2
+        found.append(Measured(engine.model, phase, engine.layout, batch, context, seconds))
     return found
+
+
+def _words(point: Point) -> str:
+    phase, batch, tokens = point
+    return f"{phase} of {batch} x {tokens} tokens"
 
 
 async def _time(

@@ -13,11 +13,11 @@ from typing import Literal
 
 from hexgen2.specs.errors import InputError
 
-PERIOD_US = 40_000
+PERIOD_US = 25_000
 """In each period a group may run for its part of it. What runs after a pause finds its caches taken by others:
 at a third of a core between other work, Python code needed 1.5 times its processor time with a period of 10 ms,
-1.25 times with 40 ms, 1.1 times with 100 ms (`benchmarks/testbed_slices.py`). A longer period would show in the
-time to the first token."""
+1.25 times with 40 ms, 1.1 times with 100 ms (`benchmarks/testbed_slices.py`). But what begins after a pause has
+a whole period's part at once, and so is the faster the longer the period is."""
 
 MOST_WEIGHT = {1: ("cpu.shares", 262_144), 2: ("cpu.weight", 10_000)}
 """The kernel's largest weight of a group, and its file, by version. The usual ones are 1024 and 100."""
@@ -36,8 +36,8 @@ class Controller:
     def settings(self, cores: float | None, period_us: int = PERIOD_US) -> Mapping[str, str]:
         """What is written to which file for a quota of ``cores`` (None: no limit).
 
-        Example: 0.25 cores: v1 {"cpu.cfs_period_us": "40000", "cpu.cfs_quota_us": "10000"},
-        v2 {"cpu.max": "10000 40000"}.
+        Example: 0.25 cores: v1 {"cpu.cfs_period_us": "25000", "cpu.cfs_quota_us": "6250"},
+        v2 {"cpu.max": "6250 25000"}.
         """
         quota = None if cores is None else max(1000, round(cores * period_us))
         if self.version == 2:
