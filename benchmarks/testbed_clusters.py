@@ -19,11 +19,11 @@ WORKLOAD = "lpld"
 BLOCK = 32
 """Tokens of a KV block of an engine on a CPU."""
 
-CORES = {"cpu-60": 0.6, "cpu-30": 0.3, "cpu-20": 0.2}
+CORES = {"cpu-50": 0.5, "cpu-25": 0.25, "cpu-17": 0.17}
 """Parts of a core. The sum over a cluster leaves enough of two cores for the engines' HTTP servers, the
 coordinator and the client."""
 
-CALIBRATED_AS: Mapping[str, Role] = {"cpu-60": "colocated", "cpu-30": "decode", "cpu-20": "colocated"}
+CALIBRATED_AS: Mapping[str, Role] = {"cpu-50": "colocated", "cpu-25": "decode", "cpu-17": "colocated"}
 """The engine that a type is measured with, as it is used: one that hands KV caches on has NIXL in it, which
 takes a few percent of a core at all times."""
 
@@ -77,13 +77,13 @@ def cluster(
 
 LINK_BOUND = cluster(
     "link-bound",
-    {"a": "cpu-30", "b": "cpu-30", "c": "cpu-30", "d": "cpu-30"},
+    {"a": "cpu-25", "b": "cpu-25", "c": "cpu-25", "d": "cpu-25"},
     gbps=0.02,
     links={("a", "c"): 0.4, ("b", "d"): 0.4},
 )
 """Four equal devices, two fast links; a KV cache takes 1.2 s on the others."""
 
-COMPUTE_BOUND = cluster("compute-bound", {"a": "cpu-60", "b": "cpu-20", "c": "cpu-20", "d": "cpu-20"}, gbps=0.4)
+COMPUTE_BOUND = cluster("compute-bound", {"a": "cpu-50", "b": "cpu-17", "c": "cpu-17", "d": "cpu-17"}, gbps=0.4)
 """Unlike devices, links that are fast enough."""
 
 

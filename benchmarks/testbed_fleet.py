@@ -22,6 +22,10 @@ from hexgen2.specs.plan import Plan
 FIRST_PORT = 20_000
 READY_S = 300.0
 COORDINATOR_S = 30.0
+TOGETHER = 4
+"""Tokens that an engine sends at once, after the first. One by one, HTTP server, coordinator and client would take
+as much of the processor as the engines; the times of the first and of the last token stay what they are."""
+
 WARM_UP = 24
 """Requests before the devices get their limits: engines meet each other and compile on the first ones."""
 
@@ -30,7 +34,7 @@ WARM_UP = 24
 async def engines(bed: Bed, plan: Plan, folder: Path) -> AsyncIterator[Deployment]:
     """The plan's engines, ready, each in its node; not limited yet."""
     on_bed = plan.model_copy(update={"cluster": bed.cluster})
-    options = EngineOptions(extra_arguments=("--no-enable-prefix-caching",))
+    options = EngineOptions(extra_arguments=("--no-enable-prefix-caching", "--stream-interval", str(TOGETHER)))
     compiled = compile_plan(on_bed, load_model(plan.model), counted_ports(FIRST_PORT), options)
     deployment = bed.place(compiled)
     async with BedLauncher(folder) as launcher:

@@ -46,10 +46,17 @@ def test_sequences_that_did_not_run_together_are_no_measurement(
         Timeline(tokens).step_s(batch)
 
 
-def test_tokens_that_come_in_one_chunk_count_each() -> None:
-    """Every second chunk carries two tokens: the steps are as long as if each had its own."""
-    tokens = [(0.2 * (step // 2 + 1), 0) for step in range(20)]
-    assert Timeline(tokens).step_s(1) == pytest.approx(0.1, rel=0.15)
+@pytest.mark.parametrize("chunk", [1, 2, 4, 7])
+@pytest.mark.parametrize("late", [[0], [0, 1, 3], [0, 5, 5, 6]])
+def test_tokens_that_come_in_one_chunk_count_each(chunk: int, late: list[int]) -> None:
+    """The first token comes alone, then so many at once, with the last of them: steps are as long as if each had
+    come by itself, though the sequences' chunks do not come at the same time."""
+    tokens = []
+    for index, begin in enumerate(late):
+        for token in range(40):
+            sent = 0 if token == 0 else min(39, -(-token // chunk) * chunk)
+            tokens.append((0.1 * (begin + sent), index))
+    assert Timeline(sorted(tokens)).step_s(len(late)) == pytest.approx(0.1)
 
 
 def test_the_grid_stays_within_its_limits() -> None:
@@ -92,7 +99,9 @@ async def test_no_repeat_has_the_length_of_one_before() -> None:
         sent = [one.body for one in engine.received if one.body["max_tokens"] == 1]
     assert [len(body["prompt"]) for body in sent] == [32, 128, 256, 31, 127, 255, 30, 126, 254]
     lengths = [one.tokens for one in measured if one.phase == "prefill"]
-    assert all(nominal - 2 <= length <= nominal for nominal, length in zip((32, 128, 256), lengths, strict=True))
+    assert all(
+        nominal - 2 <= length <= nominal for nominal, length in zip((32, 128, 256), lengths, strict=True)
+    )
 
 
 async def test_what_the_engine_refuses_is_left_out_and_told() -> None:

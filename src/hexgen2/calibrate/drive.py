@@ -94,20 +94,29 @@ class Timeline:
 
     def step_s(self, batch: int) -> float:
         """Seconds of a step, from the tokens that came while all sequences ran: after the second token of the
-        last to begin, until the last token of the first to end."""
+        last to begin, until the last token of the first to end.
+
+        Of each sequence the time between two of its own arrivals counts, so that it does not matter how many
+        tokens come at once. ValueError where the sequences did not run together.
+        """
         counts = [0] * batch
         last = [0.0] * batch
-        start = end = None
+        start = None
         for at, index in self.tokens:
             counts[index] += 1
             last[index] = at
             if start is None and min(counts) >= 2:
                 start = at
         end = min(last)
-        if start is None or end <= start:
+        seconds, steps = 0.0, 0
+        for index in range(batch if start is not None else 0):
+            within = [at for at, each in self.tokens if each == index and start <= at <= end]
+            if within:
+                seconds += within[-1] - within[0]
+                steps += sum(at > within[0] for at in within)
+        if not steps:
             raise ValueError("the sequences did not run together")
-        within = sum(1 for at, _ in self.tokens if start < at <= end)
-        return (end - start) / (within / batch)
+        return seconds / steps
 
 
 async def measure(engine: Engine, grid: Grid, tell: Tell = lambda _: None, seed: int = 0) -> list[Measured]:
