@@ -49,8 +49,8 @@ def test_sequences_that_did_not_run_together_are_no_measurement(
 @pytest.mark.parametrize("chunk", [1, 2, 4, 7])
 @pytest.mark.parametrize("late", [[0], [0, 1, 3], [0, 5, 5, 6]])
 def test_tokens_that_come_in_one_chunk_count_each(chunk: int, late: list[int]) -> None:
-    """The first token comes alone, then so many at once, with the last of them: steps are as long as if each had
-    come by itself, though the sequences' chunks do not come at the same time."""
+    """The first token comes alone, then so many at once, with the last of them: steps are as long as if each
+    had come by itself, though the sequences' chunks do not come at the same time."""
     tokens = []
     for index, begin in enumerate(late):
         for token in range(40):

@@ -122,10 +122,10 @@ class Timeline:
 async def measure(engine: Engine, grid: Grid, tell: Tell = lambda _: None, seed: int = 0) -> list[Measured]:
     """Time every point of the grid that the engine can hold; InputError where nothing answers at its URL.
 
-    A point is the median of its repeats; one that the engine refuses is left out, and told of. The whole grid is
-    gone through once for each repeat, so that a machine that is slow for some seconds does not decide a point.
-    With each repeat the prompts are a token shorter: some engines keep what they prepared for a length (vLLM on a
-    CPU the kernels of 128 sizes), and prompts of real traffic are seldom as long as one before.
+    A point is the median of its repeats; one that the engine refuses is left out, and told of. The whole grid
+    is gone through once for each repeat, so that a machine that is slow for some seconds does not decide a
+    point. With each repeat the prompts are a token shorter: some engines keep what they prepared for a length
+    (vLLM on a CPU the kernels of 128 sizes), and prompts of real traffic are seldom as long as one before.
     """
     headers = {"Authorization": f"Bearer {engine.api_key}"} if engine.api_key else {}
     timeout = aiohttp.ClientTimeout(total=REQUEST_LIMIT_S, sock_connect=10)
