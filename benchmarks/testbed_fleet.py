@@ -23,8 +23,8 @@ FIRST_PORT = 20_000
 READY_S = 300.0
 COORDINATOR_S = 30.0
 TOGETHER = 4
-"""Tokens that an engine sends at once, after the first. One by one, HTTP server, coordinator and client would take
-as much of the processor as the engines; the times of the first and of the last token stay what they are."""
+"""Tokens that an engine sends at once, after the first, which leaves more of the processor to the engines. The
+times of the first and of the last token stay what they are."""
 
 WARM_UP = 24
 """Requests before the devices get their limits: engines meet each other and compile on the first ones."""
