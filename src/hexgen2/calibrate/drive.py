@@ -101,15 +101,17 @@ class Timeline:
         """
         counts = [0] * batch
         last = [0.0] * batch
-        start = None
+        start: float | None = None
         for at, index in self.tokens:
             counts[index] += 1
             last[index] = at
             if start is None and min(counts) >= 2:
                 start = at
+        if start is None:
+            raise ValueError("the sequences did not run together")
         end = min(last)
         seconds, steps = 0.0, 0
-        for index in range(batch if start is not None else 0):
+        for index in range(batch):
             within = [at for at, each in self.tokens if each == index and start <= at <= end]
             if within:
                 seconds += within[-1] - within[0]
