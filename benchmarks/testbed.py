@@ -92,6 +92,7 @@ async def on_plan(bed: Bed, plan: Plan, cost: CostModel, arguments: argparse.Nam
                 plan, cost, deployment.coordinator, level, arguments.seconds, arguments.runs, folder
             )
             loads.append(found)
+            (folder / "loads.json").write_text(json.dumps(loads, indent=1) + "\n")  # what follows may break off
             errors = ", ".join(f"{row['figure'].split(',')[0]} {row['error']:+.0%}" for row in found["rows"])
             tell(f"load {level:.0%}: {found['requests']} requests, {found['failed']} failed; errors {errors}")
         count = flood_size(plan, arguments)
