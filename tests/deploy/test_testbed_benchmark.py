@@ -13,6 +13,7 @@ from rich.console import Console
 
 from hexgen2.coordinator import CoordinatorConfig
 from hexgen2.cost import Efficiencies
+from hexgen2.cost.profile_files import load_profile
 from hexgen2.deploy import coordinator_config
 from hexgen2.deploy.testbed import cores_of
 from hexgen2.emulator import EmulatedEngine
@@ -105,8 +106,19 @@ def test_the_best_equal_split_uses_links_only_where_it_has_to(colocated: bool) -
     assert roles == ({"colocated"} if colocated else {"prefill", "decode"})
 
 
+def test_the_shipped_profile_names_the_beds_devices() -> None:
+    from testbed_clusters import CORES
+
+    shipped = load_profile("cpu-testbed")
+    assert set(shipped.gpus) == set(shipped.fits) == set(CORES)
+    assert all(efficiency.handoff_overhead_s > 0 for efficiency in shipped.gpus.values())
+    for record in shipped.fits.values():
+        assert record.median_error["prefill"] < 0.08
+        assert record.median_error["decode"] < 0.08
+
+
 def test_the_beds_leave_processor_for_the_coordinator_and_the_client() -> None:
     from testbed_clusters import COMPUTE_BOUND, LINK_BOUND
 
     for cluster in (LINK_BOUND, COMPUTE_BOUND):
-        assert sum(cores_of(gpu.type) for gpu in cluster.gpus) <= 1.5
+        assert sum(cores_of(gpu.type) for gpu in cluster.gpus) <= 1.1
