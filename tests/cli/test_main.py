@@ -21,6 +21,10 @@ from hexgen2.cli.main import main
             "0 is not at least 1",
         ),
         (
+            ["estimate", "--gpu", "L4", "--model", "opt-13b", "--prompt", "9", "--batch", "9" * 12],
+            "--batch: 999999999999 is more than 1,000,000",
+        ),
+        (
             ["plan", "--cluster", "c", "--model", "m", "--workload", "w", "--slo-ttft", "-1"],
             "-1 is not above zero",
         ),

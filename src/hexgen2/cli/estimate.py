@@ -6,6 +6,9 @@ import argparse
 
 from hexgen2.cli import inputs, output
 
+MOST_TOKENS, MOST_REQUESTS = 10**9, 10**6
+"""No engine takes as many: more is a slip."""
+
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = subparsers.add_parser("estimate", help="cost of one replica", description=__doc__)
@@ -16,11 +19,24 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--pp", type=inputs.count, default=1, metavar="N", help="pipeline parallelism, even layers"
     )
     parser.add_argument(
-        "--prompt", type=inputs.count, required=True, metavar="S", help="prompt length in tokens"
+        "--prompt",
+        type=inputs.count_up_to(MOST_TOKENS),
+        required=True,
+        metavar="S",
+        help="prompt length in tokens",
     )
-    parser.add_argument("--batch", type=inputs.count, required=True, metavar="B", help="requests in the batch")
     parser.add_argument(
-        "--context", type=inputs.count, metavar="C", help="tokens per sequence at the decode step (default: S)"
+        "--batch",
+        type=inputs.count_up_to(MOST_REQUESTS),
+        required=True,
+        metavar="B",
+        help="requests in the batch",
+    )
+    parser.add_argument(
+        "--context",
+        type=inputs.count_up_to(MOST_TOKENS),
+        metavar="C",
+        help="tokens per sequence at the decode step (default: S)",
     )
     inputs.add_profiles(parser)
     output.add_json(parser)

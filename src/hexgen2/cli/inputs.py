@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+from collections.abc import Callable
 
 
 def positive(text: str) -> float:
@@ -26,6 +27,18 @@ def count(text: str) -> int:
 def count_or_none(text: str) -> int:
     """A whole number, 0 included (argparse type)."""
     return _whole(text, 0)
+
+
+def count_up_to(most: int) -> Callable[[str], int]:
+    """A whole number from one to ``most`` (argparse type)."""
+
+    def read(text: str) -> int:
+        value = count(text)
+        if value > most:
+            raise argparse.ArgumentTypeError(f"{text[:20]} is more than {most:,}")
+        return value
+
+    return read
 
 
 def _whole(text: str, least: int) -> int:
