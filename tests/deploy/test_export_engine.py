@@ -25,7 +25,7 @@ from .exports import run_of_free_ports
 pytestmark = pytest.mark.engine
 
 ROOT = Path(__file__).parents[2]
-START_S = 240
+START_S = 400
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ from hexgen2.deploy import Deployment, EngineOptions, LocalLauncher, compile_pla
 from hexgen2.specs import Plan
 from hexgen2.specs.catalog import load_model
 
-START_S = 180.0
+START_S = 400.0
 PROMPTS = (
     "Once upon a time",
     "The capital",

@@ -17,7 +17,7 @@ from hexgen2.coordinator import Coordinator, kv_transfer_totals
 from hexgen2.deploy import guard
 from tests.deploy.builders import cluster, group, plan
 from tests.engine.fleet import PROMPTS, Fleet, completion, running
-from tests.waiting import until
+from tests.waiting import HUNG_S, until
 
 pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="module")]
 
@@ -87,6 +87,26 @@ def lose_busy_engine(door: Coordinator, hits: list[str]) -> Callable[[], None]:
     return act
 
 
+async def cut_off(
+    fleet: Fleet, door: Coordinator, body: dict[str, Any], after: int, surely: bool = False
+) -> list[Any]:
+    """The events of a stream whose engine is lost when so many have come.
+
+    On a busy machine the last tokens may come in one read with those: then nothing is running any more, and the
+    stream ends by itself. `surely`: it is asked for again until one went on elsewhere.
+    """
+    for _ in range(10):
+        before = door.metrics.migrations._value.get()
+        hits: list[str] = []
+        events = await stream(door, fleet.http, body, after, lose_busy_engine(door, hits))
+        went_on = door.metrics.migrations._value.get() - before
+        assert went_on <= len(hits)
+        await ready(door)
+        if went_on or not surely:
+            return events
+    raise AssertionError("it never went on elsewhere")
+
+
 async def test_two_legs_give_one_engine_s_tokens(fleet: Fleet, door: Coordinator) -> None:
     for prompt in PROMPTS:
         body = completion(prompt)
@@ -119,14 +139,10 @@ async def test_streams_go_on_elsewhere(
     body = completion(PROMPTS[0], 150) | more
     del body["return_token_ids"]
     whole = await stream(door, fleet.http, body)
-    moved = door.metrics.migrations._value.get()
-    hits: list[str] = []
-    again = await stream(door, fleet.http, body, after, lose_busy_engine(door, hits))
+    surely = after < 5 and "min_tokens" not in more  # that answer may end by itself early
+    again = await cut_off(fleet, door, body, after, surely)
     assert text_of(again) == text_of(whole)
     assert again[-1] == "[DONE]"
-    # On a busy machine the last tokens come in one read: then nothing was running any more.
-    surely = after < 5 and "min_tokens" not in more  # that answer may end by itself early
-    assert moved + len(hits) >= door.metrics.migrations._value.get() >= moved + surely
     if "stream_options" in more:
         assert again[-2]["usage"] == whole[-2]["usage"]
     if "logprobs" in more:
@@ -136,21 +152,18 @@ async def test_streams_go_on_elsewhere(
                 for events in (whole, again)
             ]
             assert joined[0] == joined[1]
-    await ready(door)
 
 
 @pytest.mark.parametrize("after", [1, 2, 8, 20])
 async def test_chat_goes_on_elsewhere(fleet: Fleet, door: Coordinator, after: int) -> None:
     whole = await stream(door, fleet.http, CHAT)
-    hits: list[str] = []
-    again = await stream(door, fleet.http, CHAT, after, lose_busy_engine(door, hits))
+    again = await cut_off(fleet, door, CHAT, after)
     assert text_of(again) == text_of(whole)
     assert set(again[0]) == set(whole[0])
     last, wanted = again[-2], whole[-2]
     assert set(last) == set(wanted)
     assert set(last["choices"][0]) == set(wanted["choices"][0])
     assert last["choices"][0]["finish_reason"] == wanted["choices"][0]["finish_reason"]
-    await ready(door)
 
 
 @pytest.mark.parametrize("after", range(1, 16, 2))
@@ -160,12 +173,10 @@ async def test_stop_strings_across_the_seam(fleet: Fleet, door: Coordinator, aft
     at = len(free) // 2
     body = completion(PROMPTS[0], 24) | {"stop": [free[at : at + 7]]}
     whole = await stream(door, fleet.http, body)
-    hits: list[str] = []
-    again = await stream(door, fleet.http, body, after, lose_busy_engine(door, hits))
+    again = await cut_off(fleet, door, body, after)
     assert text_of(again) == text_of(whole)
     assert again[-2]["choices"][0]["finish_reason"] == "stop"
     assert again[-2]["choices"][0]["stop_reason"] == body["stop"][0]
-    await ready(door)
 
 
 @pytest.mark.parametrize("after", range(1, 12))
@@ -175,10 +186,8 @@ async def test_characters_of_several_tokens_stay_whole(fleet: Fleet, door: Coord
         ids = (await r.json())["tokens"]
     body = completion("狐狐狐狐狐", 12) | {"allowed_token_ids": ids}
     whole = await stream(door, fleet.http, body)
-    hits: list[str] = []
-    again = await stream(door, fleet.http, body, after, lose_busy_engine(door, hits))
+    again = await cut_off(fleet, door, body, after)
     assert text_of(again) == text_of(whole)
-    await ready(door)
 
 
 RUN_ANEW: list[dict[str, Any]] = [
@@ -200,16 +209,11 @@ async def test_streams_are_run_anew_elsewhere(
     body = more | usage if "messages" in more else completion(PROMPTS[0], 60) | usage | more
     body.pop("return_token_ids", None)
     whole = await stream(door, fleet.http, body)
-    moved = door.metrics.migrations._value.get()
-    hits: list[str] = []
-    again = await stream(door, fleet.http, body, after, lose_busy_engine(door, hits))
+    again = await cut_off(fleet, door, body, after, surely=after < 3)
     assert [event for event in (again[-2], whole[-2]) if event["choices"]] == []
     assert again[-2]["usage"] == whole[-2]["usage"]
     for index in range(body.get("n", 1)):
         assert sums(again, index) == sums(whole, index)
-    if hits and after < 5:
-        assert door.metrics.migrations._value.get() > moved
-    await ready(door)
 
 
 def sums(events: list[Any], index: int) -> Any:
@@ -227,10 +231,10 @@ async def test_an_engine_that_is_killed_loses_no_request(fleet: Fleet, door: Coo
     whole = text_of(await stream(door, fleet.http, body))
     before = taken_over(door)
     tasks = [asyncio.create_task(stream(door, fleet.http, body)) for _ in range(8)]
-    await until(lambda: door.fleet.engines["d0"].in_flight > 0, within_s=20.0, every_s=0.001)
+    await until(lambda: door.fleet.engines["d0"].in_flight > 0, every_s=0.001)
     for pid in [*guard.descendants(fleet.launcher.pids()["d0"])]:
         os.kill(pid, signal.SIGKILL)
-    answers = await asyncio.wait_for(asyncio.gather(*tasks), 60)
+    answers = await asyncio.wait_for(asyncio.gather(*tasks), 4 * HUNG_S)
     assert [events[-1] for events in answers] == ["[DONE]"] * 8
     assert {text_of(events) for events in answers} == {whole}
     assert taken_over(door) > before
@@ -243,4 +247,4 @@ def taken_over(door: Coordinator) -> float:
 
 async def ready(door: Coordinator) -> None:
     """Wait until every engine is back."""
-    await until(lambda: all(engine.up for engine in door.fleet.engines.values()))
+    await until(lambda: all(engine.up for engine in door.fleet.engines.values()), 2 * HUNG_S)

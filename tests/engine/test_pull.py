@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import signal
-import time
 import uuid
 from collections.abc import AsyncIterator
 
@@ -16,6 +15,7 @@ import pytest_asyncio
 from hexgen2.deploy import guard
 from tests.deploy.builders import cluster, group, plan
 from tests.engine.fleet import Fleet, answers_agree, completion, running, token_ids
+from tests.waiting import HUNG_S, until
 
 pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="module")]
 
@@ -92,7 +92,7 @@ async def test_a_cache_that_cannot_be_fetched_fails_the_request(fleet: Fleet) ->
     first = await fleet.leg_one("p0", body, request_id)
     gone = {**first["kv_transfer_params"], "remote_engine_id": "gone", "remote_port": 1}
     answer = await asyncio.wait_for(
-        fleet.post("d0", "/v1/completions", {**body, "kv_transfer_params": gone}, request_id), 60
+        fleet.post("d0", "/v1/completions", {**body, "kv_transfer_params": gone}, request_id), 2 * HUNG_S
     )
     assert answer["status"] == 500 or answer["choices"][0]["finish_reason"] == "error", answer
     # And the engine lives on.
@@ -106,7 +106,7 @@ async def test_an_engine_that_dies_is_reported(fleet: Fleet) -> None:
     core = [pid for pid in guard.descendants(fleet.launcher.pids()["d0"]) if "EngineCore" in _name(pid)]
     assert len(core) == 1
     os.kill(core[0], signal.SIGKILL)
-    gone = await asyncio.wait_for(watch, 30)
+    gone = await asyncio.wait_for(watch, 2 * HUNG_S)
     # Not the exit code: vLLM leaves with 0 when its engine core dies.
     assert gone.process == "d0"
     assert any("EngineDeadError" in line for line in gone.cause), gone.cause
@@ -118,10 +118,7 @@ async def test_nothing_is_left_even_if_a_guard_is_killed(fleet: Fleet) -> None:
     engine = guard.descendants(pid)
     assert sum("VLLM::" in _name(member) for member in engine) == 3
     os.kill(pid, signal.SIGKILL)
-    deadline = time.monotonic() + 10
-    while any(_runs(member) for member in engine):
-        assert time.monotonic() < deadline, [member for member in engine if _runs(member)]
-        await asyncio.sleep(0.1)
+    await until(lambda: not any(_runs(member) for member in engine), every_s=0.1)
 
 
 def _runs(pid: int) -> bool:
