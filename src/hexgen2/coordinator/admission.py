@@ -30,6 +30,8 @@ _LINE_SHARES = (3.0, 1.0)
 # Nobody is let into a queue that takes longer than this part of the time one may wait: the estimate is rough
 # (requests end in bursts), and who waits in vain is told late what could have been told at once.
 _SURE = 0.7
+_NEW = 0.05
+"""Weight of the last request in the mean time that requests hold their places."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,7 @@ class Admission:
         self._numbers = itertools.count()
         self._per_key: Counter[str] = Counter()
         self._pace = Pace()
+        self._stay_s = 0.0  # of a request with a place, in the mean of the last ones
         self.running = 0
 
     @property
@@ -122,7 +125,10 @@ class Admission:
 
     def expected_wait_s(self) -> float:
         """How long the last in line will wait, by how fast requests end while some wait."""
-        return self._pace.seconds_for(self.waiting + 1, _now())
+        count = self.waiting + 1
+        # Until one has ended while others waited: by how long requests hold their places (Little's law).
+        first = count * self._stay_s / self.running if self.running else 0.0
+        return self._pace.seconds_for(count, _now()) or first
 
     def refuse_early(self, key: str) -> None:
         """ApiError where a request has no chance: cheap, and asked before its body is read."""
@@ -145,10 +151,12 @@ class Admission:
         try:
             place = await self._enter(want)
             self.running += 1
+            since = _now()
             try:
                 yield place
             finally:
                 self.running -= 1
+                self._stay_s += (_now() - since - self._stay_s) * (_NEW if self._stay_s else 1.0)
                 self._leave(place)
         finally:
             self._per_key[key] -= 1
