@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from hexgen2.deploy.testbed import Bed, Wiring, bed, cores_of, records, require_means, sweep
-from hexgen2.deploy.testbed.quotas import Controller, find_controller, members, pinned
+from hexgen2.deploy.testbed.quotas import Controller, find_controller, members, move, pinned
 from hexgen2.deploy.testbed.wiring import TokenBucket
 from hexgen2.specs.catalog import gpu_type
 from hexgen2.specs.cluster import Cluster, parse_cluster
@@ -380,3 +380,14 @@ def _state(pid: int) -> str:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
         return "Z"
+
+
+def test_a_group_that_takes_nobody_is_a_line_and_an_ended_process_is_no_matter(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"cgroup\.procs: cannot be set to '1'"):
+        move([1], tmp_path / "nowhere")
+    controller = find_controller(Path("/proc/mounts").read_text())
+    if controller is None or os.geteuid() != 0:
+        pytest.skip("needs root and a controller for the processor")
+    with subprocess.Popen(("true",)) as ended:
+        pass
+    move([ended.pid], controller.root)

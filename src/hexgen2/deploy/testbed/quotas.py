@@ -115,10 +115,10 @@ def members(folder: Path) -> list[int]:
 
 
 def move(pids: Iterable[int], folder: Path) -> None:
-    """Put processes into a group; one that has ended meanwhile is left out."""
+    """Put processes into a group, but those that have ended; InputError where the kernel refuses."""
     for pid in pids:
         with suppress(ProcessLookupError):
-            (folder / "cgroup.procs").write_text(str(pid))
+            _write(folder / "cgroup.procs", str(pid))
 
 
 def find_controller(mounts: str) -> Controller | None:
@@ -136,6 +136,8 @@ def find_controller(mounts: str) -> Controller | None:
 def _write(file: Path, text: str) -> None:
     try:
         file.write_text(text)
+    except ProcessLookupError:
+        raise
     except OSError as error:
         raise InputError(
             "test bed",
