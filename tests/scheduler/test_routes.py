@@ -42,6 +42,16 @@ def test_balanced_shares_load_both_phases_evenly() -> None:
         assert [routes[ends == group].sum() for group in (0, 1)] == pytest.approx([2.0, 2.0])
 
 
+@pytest.mark.parametrize("fast", [(0, 3), (1, 2)])
+def test_of_equal_shares_those_over_fast_links_are_taken(fast: tuple[int, int]) -> None:
+    """Each prefill group has a decode group near by; the links to the others could carry as much."""
+    ends = np.array([[0, 0], [0, 1], [1, 0], [1, 1]])
+    loads = [((("link", route), 0.01 if route in fast else 0.2),) for route in range(4)]
+    program = RouteProgram(np.full(2, 3.0), np.full(2, 3.0), ends[:, 0], ends[:, 1], loads)
+    routes = balanced(program, 6.0)
+    assert routes == pytest.approx([3.0 if route in fast else 0.0 for route in range(4)], abs=1e-6)
+
+
 @st.composite
 def programs(draw: st.DrawFn) -> RouteProgram:
     groups = draw(st.integers(1, 3)), draw(st.integers(1, 3))

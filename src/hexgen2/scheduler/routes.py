@@ -3,7 +3,8 @@
 Maximise Σ x_ij over routes (i prefill, j decode), in requests/s, where every prefill group gives at most its
 capacity, every decode group takes at most its own, and the KV bytes of all routes that cross a link, a NIC or a
 GPU's port stay within what it carries. A second program keeps that total and spreads the load: it minimises the
-highest use of a prefill group plus the highest use of a decode group.
+highest use of a prefill group plus the highest use of a decode group. Among ties it takes the routes that keep
+the network busy for the shortest time, since a request waits for its KV cache.
 """
 
 from __future__ import annotations
@@ -15,6 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import Bounds, LinearConstraint, linprog, milp
 from scipy.sparse import coo_matrix, csr_matrix, hstack, vstack
+
+NETWORK_WEIGHT = 1e-4
+"""What a request/s (of the largest group's) over the slowest route weighs beside a phase's highest use: enough
+to choose among ties, too little to unbalance the groups by more."""
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -100,7 +105,8 @@ def most_carried(program: RouteProgram) -> FloatArray:
 
 
 def balanced(program: RouteProgram, total: float) -> FloatArray:
-    """(R,) requests/s by route that sum to ``total`` and load the groups of each phase as evenly as possible.
+    """(R,) requests/s by route that sum to ``total`` and load the groups of each phase as evenly as possible,
+    over routes as fast as that leaves.
 
     ``total`` must be attainable; a relative 1e-9 of it is given up against rounding.
     """
@@ -116,8 +122,10 @@ def balanced(program: RouteProgram, total: float) -> FloatArray:
     uses[phases[0] : sum(phases), 1] = -1.0
     bounds[: sum(phases)] = 0.0
     goal = -np.concatenate([np.ones(count), np.zeros(2)])[None, :]
+    network_s = np.array([sum(seconds for _, seconds in loads) for loads in program.loads])
+    slowness = network_s / max(network_s.max(), 1e-300)
     solved = linprog(
-        np.concatenate([np.zeros(count), np.ones(2)]),
+        np.concatenate([NETWORK_WEIGHT * slowness, np.ones(2)]),
         A_ub=vstack([hstack([matrix, csr_matrix(uses)]), csr_matrix(goal)], format="csr"),
         b_ub=np.append(bounds, -total / scale * (1 - 1e-9)),
         bounds=[(0, None)] * count + [(0, 1), (0, 1)],
