@@ -19,11 +19,11 @@ WORKLOAD = "lpld"
 BLOCK = 32
 """Tokens of a KV block of an engine on a CPU."""
 
-CORES = {"cpu-60": 0.6, "cpu-25": 0.25, "cpu-15": 0.15}
+CORES = {"cpu-50": 0.5, "cpu-25": 0.25, "cpu-17": 0.17}
 """Parts of a core. The sum over a cluster leaves enough of two cores for the engines' HTTP servers, the
 coordinator and the client."""
 
-CALIBRATED_AS: Mapping[str, Role] = {"cpu-60": "colocated", "cpu-25": "decode", "cpu-15": "colocated"}
+CALIBRATED_AS: Mapping[str, Role] = {"cpu-50": "colocated", "cpu-25": "decode", "cpu-17": "colocated"}
 """The engine that a type is measured with, as it is used: one that hands KV caches on has NIXL in it, which
 takes a few percent of a core at all times."""
 
@@ -83,8 +83,8 @@ LINK_BOUND = cluster(
 )
 """Four equal devices, two fast links; a KV cache takes 1.2 s on the others."""
 
-COMPUTE_BOUND = cluster("compute-bound", {"a": "cpu-60", "b": "cpu-15", "c": "cpu-15", "d": "cpu-15"}, gbps=0.4)
-"""Devices four times apart, as an H100 and an L40 are in memory bandwidth; links that are fast enough."""
+COMPUTE_BOUND = cluster("compute-bound", {"a": "cpu-50", "b": "cpu-17", "c": "cpu-17", "d": "cpu-17"}, gbps=0.4)
+"""Unlike devices, links that are fast enough."""
 
 
 def served_model() -> Model:
