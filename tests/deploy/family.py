@@ -97,8 +97,11 @@ def holding(program: str, family: Family, processes: int) -> Iterator[subprocess
     with subprocess.Popen(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as holder:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == "ready\n"
-        family.wait_for(processes)
-        assert len(family.alive()) == processes
-        yield holder
+        try:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == "ready\n"
+            family.wait_for(processes)
+            assert len(family.alive()) == processes
+            yield holder
+        finally:
+            holder.kill()  # a test that fails must not wait for it
