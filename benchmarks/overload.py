@@ -129,7 +129,7 @@ async def run(arguments: argparse.Namespace) -> dict[str, Any]:
     steps = ("--step-base-s", str(STEP_BASE_S), "--step-per-sequence-s", str(STEP_PER_SEQUENCE_S))
     limits = Limits(queue_wait_s=arguments.queue_wait_s, capacity_factor=1.0)
     async with contextlib.AsyncExitStack() as stack:
-        prefill = await stack.enter_async_context(engine("p0", 1.0, 512, "--prefill-base-s", "0.005"))
+        prefill = await stack.enter_async_context(engine("p0", 1.0, batch, "--prefill-base-s", "0.005"))
         decode = [await stack.enter_async_context(engine(f"d{i}", 0.5, batch, *steps)) for i in range(2)]
         routes = [RouteShare(prefill="p0", decode=end.group_id, share=0.5) for end in decode]
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
