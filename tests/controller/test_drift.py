@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from hexgen2.controller.assess import assess
 from hexgen2.controller.control import Watching
 from hexgen2.controller.decide import Policy
 from hexgen2.controller.process import OtherProcess
@@ -48,7 +49,7 @@ async def measured(plan: Plan, seconds: float) -> float:
 async def test_throughput_recovers_to_that_of_the_best_plan_by_flips_alone() -> None:
     first, best = planned(NODES, PROMPTS, COST), planned(NODES, ANSWERS, COST)
     assert len(first.groups) == len(best.groups) == 20
-    work = OtherProcess()
+    work = OtherProcess(assess)
     try:
         async with serving(first, PROMPTS, COST, policy=POLICY, watching=ALERT, work=work) as stand:
             load = Load(stand.coordinator.url, PROMPTS, CLIENTS)
@@ -77,7 +78,7 @@ async def test_a_lost_node_of_20_groups_is_planned_around_within_ten_seconds() -
     plan = planned(NODES, ANSWERS, COST)
     gone = [group.id for group in plan.groups if group.gpus[0].startswith("n0/")]
     assert len(gone) == 4
-    work = OtherProcess()
+    work = OtherProcess(assess)
     try:
         async with serving(plan, ANSWERS, COST, policy=POLICY, watching=ALERT, work=work) as stand:
             load = Load(stand.coordinator.url, ANSWERS, CLIENTS)

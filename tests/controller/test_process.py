@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any
+from pathlib import Path
 
 import psutil
 import pytest
@@ -22,7 +22,7 @@ from hexgen2.controller.process import OtherProcess
 from tests.controller.test_process import pid
 
 async def main():
-    print(await OtherProcess(pid)(None), flush=True)
+    print(await OtherProcess(pid)("who"), flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 
 if __name__ == "__main__":
@@ -30,7 +30,7 @@ if __name__ == "__main__":
 """
 
 
-def pid(task: Any) -> Any:
+def pid(task: str) -> int:
     """Stands for the work: tells who does it; a task of "die" kills it."""
     if task == "die":
         os.kill(os.getpid(), signal.SIGKILL)
@@ -40,12 +40,12 @@ def pid(task: Any) -> Any:
 async def test_ctrl_c_is_not_for_it_and_its_death_costs_one_task() -> None:
     work, ask = OtherProcess(pid), "who"
     try:
-        first: Any = await work(ask)  # type: ignore[arg-type]
+        first = await work(ask)
         os.kill(first, signal.SIGINT)
-        assert await work(ask) == first  # type: ignore[arg-type]
+        assert await work(ask) == first
         with pytest.raises(BrokenProcessPool):
-            await work("die")  # type: ignore[arg-type]
-        again: Any = await work(ask)  # type: ignore[arg-type]
+            await work("die")
+        again = await work(ask)
         assert again != first
     finally:
         work.close()
@@ -53,7 +53,7 @@ async def test_ctrl_c_is_not_for_it_and_its_death_costs_one_task() -> None:
 
 
 @pytest.mark.slow
-def test_it_does_not_outlive_who_asked(tmp_path: Any) -> None:
+def test_it_does_not_outlive_who_asked(tmp_path: Path) -> None:
     script = tmp_path / "orphan.py"
     script.write_text(ORPHAN)
     env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}

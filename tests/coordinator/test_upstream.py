@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 import uvloop
 
-from hexgen2.coordinator import Coordinator, CoordinatorConfig, EngineEndpoint, Limits
+from hexgen2.coordinator import Coordinator, CoordinatorConfig, EngineEndpoint, Limits, Timeouts
 from hexgen2.coordinator.upstream import Connection, Pool
 from tests.waiting import HUNG_S, until, until_answered
 
@@ -169,6 +169,29 @@ EVENT = b'data: {"choices":[{"index":0,"text":"' + b"x" * 65_000 + b'","finish_r
 EVENTS = 1000
 
 
+@contextlib.asynccontextmanager
+async def streaming(
+    engine: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]], timeouts: Timeouts
+) -> AsyncIterator[tuple[Coordinator, aiohttp.ClientSession, aiohttp.ClientResponse]]:
+    """A coordinator before one engine, and a stream through both that nobody has read from yet."""
+    server = await asyncio.start_server(engine, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    config = CoordinatorConfig(
+        served_model_names=(MODEL,),
+        engines=(EngineEndpoint(group_id="c0", role="colocated", url=url, share=1.0),),
+        timeouts=timeouts,
+        limits=Limits(max_migrations=0),
+    )
+    body = {"model": MODEL, "prompt": "a", "stream": True}
+    async with (
+        server,
+        Coordinator(config).running() as coordinator,
+        aiohttp.ClientSession(read_bufsize=2**14) as http,
+        http.post(coordinator.url + "/v1/completions", json=body) as response,
+    ):
+        yield coordinator, http, response
+
+
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
 def test_an_engine_waits_for_a_client_that_does_not_read(loop: str) -> None:
     """65 MB for a client that takes its time: they stay in the engine, and come whole in the end."""
@@ -190,21 +213,7 @@ def test_an_engine_waits_for_a_client_that_does_not_read(loop: str) -> None:
         writer.close()
 
     async def main() -> None:
-        server = await asyncio.start_server(engine, "127.0.0.1", 0)
-        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        config = CoordinatorConfig(
-            served_model_names=(MODEL,),
-            engines=(EngineEndpoint(group_id="c0", role="colocated", url=url, share=1.0),),
-            timeouts=QUICK,
-            limits=Limits(max_migrations=0),
-        )
-        body = {"model": MODEL, "prompt": "a", "stream": True}
-        async with (
-            server,
-            Coordinator(config).running() as coordinator,
-            aiohttp.ClientSession(read_bufsize=2**14) as http,
-            http.post(coordinator.url + "/v1/completions", json=body) as response,
-        ):
+        async with streaming(engine, QUICK) as (_, _, response):
             seen = -1
             while not sent or seen != sent:  # until nothing moves any more
                 seen = sent
@@ -245,27 +254,7 @@ def test_a_client_that_takes_nothing_any_more_is_cut_off(loop: str) -> None:
                         stopped.set()
             writer.close()
 
-        server = await asyncio.start_server(engine, "127.0.0.1", 0)
-        config = CoordinatorConfig(
-            served_model_names=(MODEL,),
-            engines=(
-                EngineEndpoint(
-                    group_id="c0",
-                    role="colocated",
-                    url=f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}",
-                    share=1.0,
-                ),
-            ),
-            timeouts=QUICK.model_copy(update={"take_s": 0.3}),
-            limits=Limits(max_migrations=0),
-        )
-        body = {"model": MODEL, "prompt": "a", "stream": True}
-        async with (
-            server,
-            Coordinator(config).running() as coordinator,
-            aiohttp.ClientSession(read_bufsize=2**14) as http,
-            http.post(coordinator.url + "/v1/completions", json=body),
-        ):
+        async with streaming(engine, QUICK.model_copy(update={"take_s": 0.3})) as (coordinator, http, _):
             await until(stopped.is_set)
             await until(lambda: coordinator.fleet.engines["c0"].placed == 0)
 

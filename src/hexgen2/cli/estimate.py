@@ -6,8 +6,8 @@ import argparse
 
 from hexgen2.cli import inputs, output
 
-MOST_TOKENS, MOST_REQUESTS = 10**9, 10**6
-"""No engine takes as many: more is a slip."""
+TOKENS, REQUESTS = inputs.count_up_to(10**9), inputs.count_up_to(10**6)
+"""No engine takes more: a larger number is a slip."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -18,25 +18,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--pp", type=inputs.count, default=1, metavar="N", help="pipeline parallelism, even layers"
     )
+    parser.add_argument("--prompt", type=TOKENS, required=True, metavar="S", help="prompt length in tokens")
+    parser.add_argument("--batch", type=REQUESTS, required=True, metavar="B", help="requests in the batch")
     parser.add_argument(
-        "--prompt",
-        type=inputs.count_up_to(MOST_TOKENS),
-        required=True,
-        metavar="S",
-        help="prompt length in tokens",
-    )
-    parser.add_argument(
-        "--batch",
-        type=inputs.count_up_to(MOST_REQUESTS),
-        required=True,
-        metavar="B",
-        help="requests in the batch",
-    )
-    parser.add_argument(
-        "--context",
-        type=inputs.count_up_to(MOST_TOKENS),
-        metavar="C",
-        help="tokens per sequence at the decode step (default: S)",
+        "--context", type=TOKENS, metavar="C", help="tokens per sequence at the decode step (default: S)"
     )
     inputs.add_profiles(parser)
     output.add_json(parser)

@@ -85,7 +85,7 @@ class Controller:
         self._watching = watching or Watching()
         self._flipping = flipping
         self._tell = tell
-        self._work: Work = work or OtherProcess()
+        self._work: Work = work or OtherProcess(assess)
         self._alive = alive
         self._returning = returning
         self._clock = clock

@@ -10,20 +10,23 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
+from typing import Generic, TypeVar
 
-from hexgen2.controller.assess import Assessment, Task, assess
 from hexgen2.deploy.guard import PR_SET_PDEATHSIG
 
+Task = TypeVar("Task")
+Answer = TypeVar("Answer")
 
-class OtherProcess:
+
+class OtherProcess(Generic[Task, Answer]):
     """Works tasks out one by one. The process starts with the first task and ends with `close`, or with the
     process that asked, however that ends."""
 
-    def __init__(self, work: Callable[[Task], Assessment] = assess) -> None:
+    def __init__(self, work: Callable[[Task], Answer]) -> None:
         self._work = work
         self._pool: ProcessPoolExecutor | None = None
 
-    async def __call__(self, task: Task) -> Assessment:
+    async def __call__(self, task: Task) -> Answer:
         """BrokenProcessPool where the process dies over it; the next task starts another one."""
         if self._pool is None:
             self._pool = ProcessPoolExecutor(

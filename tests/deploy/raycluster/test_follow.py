@@ -36,7 +36,8 @@ def follow(folder: Path, family: Family, log: Path, *news: tuple[int, bytes, int
     """A process whose actor tells this, and the work of following it."""
     exceptions = SimpleNamespace(ActorUnavailableError=Unavailable, RayError=Unavailable)
     ray: Any = SimpleNamespace(ray=SimpleNamespace(remote=lambda _: None, exceptions=exceptions))
-    launcher = RayLauncher(folder, ray, CLUSTER, watch=SimpleNamespace())  # type: ignore[arg-type]
+    watch: Any = SimpleNamespace()
+    launcher = RayLauncher(folder, ray, CLUSTER, watch)
     (spec,) = deployment(family, "well").processes
     node: Any = SimpleNamespace(address="127.0.0.1")
     one = RayProcess(spec, node, actor(*news), None, log)
