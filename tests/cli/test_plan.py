@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from hexgen2.cli.main import main
+from hexgen2.scheduler import Problem, schedule
+from hexgen2.specs.plan import Plan
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "clusters"
 KEYS = {
@@ -163,3 +165,24 @@ def test_a_saved_plan_is_explained_and_planned_again_for_more(
     assert gains["A100-80G-PCIe"] > gains["L40"] > 0
     assert next(entry["rule"] for entry in more["rejected"]) == "vllm"
     assert plan_json(capsys, *asked, "--shadow")["shadow_prices"] == more["shadow_prices"]
+
+
+def test_planning_again_begins_from_the_same_partition(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("pymetis", reason="--init metis needs the package pymetis")
+    cluster, path = tmp_path / "c.yaml", tmp_path / "plan.json"
+    cluster.write_text("nodes: [{name: a, gpu: A100-80G-PCIe, count: 2}]\n")
+    asked = ("--cluster", str(cluster), "--model", "llama-2-13b", "--workload", "hpld", "-o", str(path))
+    assert "init" not in plan_json(capsys, *asked)
+    assert plan_json(capsys, *asked, "--init", "metis")["init"] == "metis"
+    begun: list[str] = []
+
+    def noted(problem: Problem, **more: Any) -> Plan:
+        begun.append(problem.init)
+        return schedule(problem, **more)
+
+    monkeypatch.setattr("hexgen2.scheduler.explain.schedule", noted)
+    assert main(["explain", str(path), "--why", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["init"] == "metis"
+    assert set(begun) == {"metis"}

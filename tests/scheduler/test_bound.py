@@ -30,6 +30,7 @@ from hexgen2.scheduler.bound.work import RoleWork
 from hexgen2.scheduler.columns import Kinds
 from hexgen2.scheduler.evaluate import Evaluator, best_rate
 from hexgen2.scheduler.exhaustive import _choices
+from hexgen2.scheduler.problem import Budget
 from hexgen2.scheduler.topology import Topology
 from hexgen2.specs.catalog.models import load_model
 from hexgen2.specs.catalog.workloads import load_workload
@@ -58,6 +59,7 @@ FEW_LAYERS = Model.model_validate(
     {**SMALL.model_dump(), "name": "six-layers", "layers": 6, "weight_bytes": 12.0}
 )
 ROUNDING = 1e-6
+UNLIMITED = Budget(lambda: 0.0)
 
 
 def vectors(where: Cluster) -> list[tuple[int, ...]]:
@@ -110,7 +112,7 @@ def test_no_layout_of_a_group_is_faster_than_its_bound(model: Model, engine: str
         for role in ROLES:
             table = GroupTable(task, places, role)
             for vector in vectors(where):
-                best = max((choice.rps for choice in _choices(task, vector, role)), default=0.0)
+                best = max((choice.rps for choice in _choices(task, vector, role, UNLIMITED)), default=0.0)
                 cell = np.array([vector])
                 close = float(table.exact(cell, np.zeros(1))[0])
                 assert best <= close * (1 + ROUNDING)
@@ -128,7 +130,7 @@ def test_no_layout_of_any_group_is_faster_on_random_clusters(where: Cluster, rol
     places = Places.of_nodes(Topology(where))
     table = GroupTable(task, places, role)
     for vector in vectors(where):
-        best = max((choice.rps for choice in _choices(task, vector, role)), default=0.0)
+        best = max((choice.rps for choice in _choices(task, vector, role, UNLIMITED)), default=0.0)
         assert best <= float(table.exact(np.array([vector]), np.zeros(1))[0]) * (1 + ROUNDING)
 
 
@@ -280,7 +282,7 @@ def test_no_group_of_an_odd_load_is_faster_than_any_bound(name: str, latency_ms:
         for role in ROLES:
             table = GroupTable(task, places, role)
             for vector in vectors(where):
-                best = max((choice.rps for choice in _choices(task, vector, role)), default=0.0)
+                best = max((choice.rps for choice in _choices(task, vector, role, UNLIMITED)), default=0.0)
                 assert best <= float(table.exact(np.array([vector]), np.zeros(1))[0]) * (1 + ROUNDING)
                 served = max(served, best if role == "colocated" else 0.0)
         assert 0 < served <= min(bounds(task).values()) * (1 + ROUNDING)

@@ -13,6 +13,7 @@ from hexgen2.scheduler.schedule import schedule
 from hexgen2.scheduler.settle import Settled, settle
 from hexgen2.scheduler.shadow import Names, faster_links, marginal
 from hexgen2.scheduler.solution import Cell, Solution, assess
+from hexgen2.specs.cluster import parse_cluster
 from hexgen2.specs.plan import ShadowPrice
 from tests.scheduler.support import A100, A6000, H100, cluster, lengths, problem
 
@@ -96,3 +97,16 @@ def test_a_plan_tells_how_much_its_links_carry() -> None:
             sent += route.rps * crossing * tokens * where.model.kv_bytes_per_token
         assert link.bytes_per_s == pytest.approx(sent, rel=1e-6)
         assert link.use <= 1 + 1e-6
+
+
+def test_a_node_of_ones_own_is_named_like_no_other() -> None:
+    document = cluster((H100, 1), (A100, 1)).document()
+    prices = []
+    for names in (("n0", "n1"), ("one-more", "one-more-more")):
+        for node, name in zip(document["nodes"], names, strict=True):
+            node["name"] = name
+        plan = schedule(problem(parse_cluster(document, "test cluster")), shadow=True)
+        prices.append([price for price in plan.shadow_prices if price.kind == "gpu"])
+    assert prices[0] and [price.gain_rps for price in prices[1]] == pytest.approx(
+        [price.gain_rps for price in prices[0]]
+    )

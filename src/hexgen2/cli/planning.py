@@ -54,6 +54,7 @@ def problem_of(plan: Plan) -> Problem:
         engine=engine_profile(plan.engine),
         objective=plan.objective.name,
         slo=plan.slo,
+        init=plan.init,
         model_name=plan.model,
         source=plan.cluster.name,
         profiles=plan.profiles,

@@ -5,6 +5,9 @@ of layouts and its own linear program. Its space: groups of any GPUs (idle ones 
 with tensor parallelism inside a node, in any order of nodes and of stages inside a node, or one stage over the
 whole group; every deal of layers. Of the layouts of a group that load the network alike only the fastest is
 kept. Branches whose optimistic completion is no better than the best plan so far are cut.
+
+With a time limit it goes through as many groups and layouts as there is time for, and then through the plans
+made of those, for which it may take up to `FINISH` of the limit more.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ MOST_GPUS = 10
 Vector = tuple[int, ...]
 """GPUs of each node."""
 _TIE = 1e-9
+FINISH = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +53,18 @@ class Choice:
 
 @dataclass(frozen=True)
 class Best:
-    """The optimum: its groups and its value in requests/s."""
+    """The optimum: its groups and its value in requests/s. Not ``proven`` where time ended the search."""
 
     choices: tuple[Choice, ...]
     value: float
+    proven: bool = True
 
 
 def optimum(problem: Problem, budget: Budget, disaggregated_only: bool = False) -> Best:
-    """The best plan; raises InputError for clusters above `MOST_GPUS` or when nothing fits."""
+    """The best plan, or with a time limit the best of those looked at.
+
+    InputError for clusters above `MOST_GPUS`, when nothing fits, and when time is over before any plan was seen.
+    """
     counts = tuple(node.count for node in problem.cluster.nodes)
     if sum(counts) > MOST_GPUS:
         raise InputError(
@@ -65,11 +73,19 @@ def optimum(problem: Problem, budget: Budget, disaggregated_only: bool = False) 
             f"{sum(counts)} GPUs are too many to look at every plan (at most {MOST_GPUS})",
             "use --solver hexgen2",
         )
+    limit_s = budget.limit_s
     search = _Search(problem, counts, budget, disaggregated_only)
     best = search.run()
+    if best is None and search.cut_off:
+        raise InputError(
+            "--time-limit",
+            "",
+            f"{limit_s:g} s were over before a plan was seen",
+            "give more, or use --solver hexgen2",
+        )
     if best is None:
         raise InputError(problem.place, "nodes", f"{problem.model.name} fits nowhere", "add GPUs")
-    return best
+    return replace(best, proven=not search.cut_off)
 
 
 class _Search:
@@ -80,12 +96,16 @@ class _Search:
         self.counts = counts
         self.budget = budget
         self.best: Best | None = None
+        self.cut_off = False
         self.first = np.cumsum([0, *counts[:-1]])
         roles = ROLES[:2] if disaggregated_only else ROLES
         items: list[tuple[Choice, ...]] = []
         for vector in product(*(range(count + 1) for count in counts)):
             if any(vector):
-                items += [found for role in roles if (found := _choices(problem, vector, role))]
+                items += [found for role in roles if (found := _choices(problem, vector, role, budget))]
+        self.cut_off = budget.timed_out
+        if budget.limit_s is not None:
+            budget.limit_s = max(budget.limit_s, budget.spent_s + FINISH * budget.limit_s)
         # The most valuable per GPU first: good plans early cut more later.
         self.items = sorted(items, key=lambda found: -found[0].rps / sum(found[0].vector))
         self.density = self._densities()
@@ -123,6 +143,8 @@ class _Search:
         if taken:
             self._value(taken)
         for item in range(start, len(self.items)):
+            if self._over():
+                return
             choice = self.items[item][0]
             rest = tuple(a - b for a, b in zip(left, choice.vector, strict=True))
             if min(rest) < 0:
@@ -136,6 +158,8 @@ class _Search:
     def _value(self, taken: tuple[int, ...]) -> None:
         """The best layouts of these groups: combinations in turn, those that cannot win left out."""
         for choices in product(*(self.items[item] for item in taken)):
+            if self._over():
+                return
             rates = {role: sum(c.rps for c in choices if c.role == role) for role in ROLES}
             ceiling = min(rates["prefill"], rates["decode"]) + rates["colocated"]
             if ceiling <= 0 or (self.best is not None and ceiling <= self.best.value * (1 + _TIE)):
@@ -144,6 +168,11 @@ class _Search:
             if value > 0 and (self.best is None or value > self.best.value * (1 + _TIE)):
                 self.best = Best(choices, value)
                 self.budget.report("exhaustive", value)
+
+    def _over(self) -> bool:
+        """Whether time ends the search here; what is left then was not looked at."""
+        self.cut_off = self.cut_off or self.budget.timed_out
+        return self.budget.timed_out
 
     def _flow(self, choices: tuple[Choice, ...]) -> float:
         """Requests/s over the routes, all sharing links, NICs and ports: one linear program."""
@@ -201,8 +230,9 @@ class _Search:
         return placements
 
 
-def _choices(problem: Problem, vector: Vector, role: Role) -> tuple[Choice, ...]:
-    """A group's layouts in a role, the fastest of each way to load the network, best first."""
+def _choices(problem: Problem, vector: Vector, role: Role, budget: Budget) -> tuple[Choice, ...]:
+    """A group's layouts in a role, the fastest of each way to load the network, best first; those that there is
+    time for."""
     kept: dict[object, Choice] = {}
     counts = [node.count for node in problem.cluster.nodes]
     first = np.cumsum([0, *counts[:-1]])
@@ -213,6 +243,8 @@ def _choices(problem: Problem, vector: Vector, role: Role) -> tuple[Choice, ...]
         if any(problem.engine.stage_rule([count for count in part if count]) for part in chain):
             continue
         for layers in _compositions(problem.model.layers, len(chain)):
+            if budget.timed_out:
+                break
             free = [int(index) for index in first]
             placement: list[PlacedStage] = []
             layer = 0

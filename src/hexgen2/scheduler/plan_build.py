@@ -78,6 +78,7 @@ def build(
         engine=problem.engine.name,
         solver=solver,
         seed=seed,
+        init=problem.init,
         profiles=problem.profiles,
         slo=problem.slo,
         objective=Objective(name=problem.objective, value=value, unit="requests/s"),

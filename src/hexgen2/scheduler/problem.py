@@ -11,12 +11,10 @@ from hexgen2.cost.replica import CostModel
 from hexgen2.scheduler.engines import EngineProfile
 from hexgen2.specs.cluster import Cluster
 from hexgen2.specs.model import Model
-from hexgen2.specs.plan import Slo
+from hexgen2.specs.plan import Init, Slo
 from hexgen2.specs.workload import Lengths
 
 ObjectiveName = Literal["throughput", "goodput"]
-Init = Literal["spectral", "metis"]
-"""What makes the first partition of the paper's starts."""
 
 
 @dataclass(frozen=True)

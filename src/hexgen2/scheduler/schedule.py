@@ -115,7 +115,11 @@ def _exhaustive(problem: Problem, seed: int, budget: Budget) -> tuple[Solution, 
         options.append(
             Option(choice.role, template, choice.rps, choice.max_batch, choice.latency_s, queue=choice.queue)
         )
-    return assemble(evaluator, cells, options), evaluator, Extras(upper_bound=best.value)
+    extras = Extras(upper_bound=best.value)
+    if not best.proven:
+        note = "--time-limit ended the search before every plan was looked at; better ones may exist"
+        extras = Extras(upper_bound=upper_bound(evaluator).value, notes=(note,))
+    return assemble(evaluator, cells, options), evaluator, extras
 
 
 def _baseline(search: Search, rule: Rule) -> Solver:

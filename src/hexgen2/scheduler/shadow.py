@@ -30,7 +30,6 @@ MOST_STATES, LEAST_STATES, WORK = 60, 4, 20_000
 """States that the climb may value for each place of one GPU more; WORK is states × groups²."""
 SEARCHED = 72
 """GPUs up to which the best place of each type is searched anew: a second or so each."""
-FRESH_NODE = "one-more"
 
 _KINDS: dict[str, ShadowKind] = {
     "link": "link",
@@ -150,8 +149,16 @@ def _grown(cluster: Cluster) -> Iterator[tuple[Cluster, str, str]]:
             yield _with_nodes(cluster, nodes), node.gpu, f"one more on {node.name}"
         if node.gpu not in fresh and cluster.network.default is not None:
             fresh.add(node.gpu)
-            alone = Node(name=FRESH_NODE, gpu=node.gpu, count=1, nic_gbps=node.nic_gbps)
+            alone = Node(name=_fresh_name(cluster), gpu=node.gpu, count=1, nic_gbps=node.nic_gbps)
             yield _with_nodes(cluster, (*cluster.nodes, alone)), node.gpu, "one more as a node of its own"
+
+
+def _fresh_name(cluster: Cluster) -> str:
+    """A name that no node of the user's has."""
+    name = "one-more"
+    while any(node.name == name for node in cluster.nodes):
+        name += "-more"
+    return name
 
 
 def _with_nodes(cluster: Cluster, nodes: tuple[Node, ...]) -> Cluster:

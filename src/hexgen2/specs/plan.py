@@ -18,6 +18,8 @@ from hexgen2.specs.errors import InputError
 PLAN_VERSION = 1
 Role = Literal["prefill", "decode", "colocated"]
 ROLES: tuple[Role, ...] = get_args(Role)
+Init = Literal["spectral", "metis"]
+"""What makes the first partition of the GPUs where a search begins from one."""
 
 
 class Stage(Spec):
@@ -170,7 +172,8 @@ class Plan(Spec):
 
     Shares, rates and the objective are those of requests that are all routed alike. Where telling request
     classes apart serves more, ``classes`` are they, ``class_shares`` say where each goes, and ``class_routing``
-    what it brings; without classes these keys are absent. So is ``at_rate`` where no rate was asked for."""
+    what it brings; without classes these keys are absent. So are ``at_rate`` where no rate was asked for, and
+    ``init`` where it is the default."""
 
     version: int = PLAN_VERSION
     cluster: Cluster
@@ -179,6 +182,7 @@ class Plan(Spec):
     engine: str
     solver: str
     seed: int
+    init: Init = "spectral"
     profiles: tuple[str, ...] = ()
     slo: Slo = Slo()
     objective: Objective
@@ -249,6 +253,8 @@ class Plan(Spec):
         document = self.model_dump(mode="json", by_alias=True, exclude={"cluster"})
         if self.at_rate is None:
             del document["at_rate"]
+        if self.init == "spectral":
+            del document["init"]
         for group in document["groups"]:
             if group["token_budget"] is None:
                 del group["token_budget"]
