@@ -20,9 +20,10 @@ from hexgen2.cli.platform import Emulation
 from hexgen2.cli.replanning import FixedEngines, controller_for
 from hexgen2.cli.serving import Options, serving
 from hexgen2.controller import Decision
-from hexgen2.coordinator import Coordinator
+from hexgen2.coordinator import Coordinator, WorkersFailed
 from hexgen2.coordinator.engine import Engine
 from hexgen2.coordinator.health import HealthWatch
+from hexgen2.coordinator.workers import Workers
 from hexgen2.deploy import Deployment, EngineFailed, compile_emulated, counted_ports
 from hexgen2.specs.catalog.models import load_model
 from hexgen2.specs.errors import InputError
@@ -131,6 +132,20 @@ def test_an_address_that_is_not_this_machines_is_told_before_engines_start(
     told = capsys.readouterr().err
     assert told.startswith("hexgen2 serve: --host: no-such-host.invalid is no address of this machine; ")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_worker_that_does_not_come_up_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(_: Workers) -> None:
+        raise WorkersFailed("worker 1 ended (1) while it started")
+
+    monkeypatch.setattr(Workers, "start", fail)
+    options = ["--engine", "emulated", "--run-directory", str(tmp_path / "run"), "--port", "0"]
+    assert main(["serve", str(PLAN), *options, "--workers", "2"]) == 1
+    told = capsys.readouterr().err.splitlines()
+    assert told[-1] == "hexgen2 serve: worker 1 ended (1) while it started"
+    assert not [line for line in told if "Traceback" in line]
 
 
 def test_a_port_that_cannot_be_counted_up_from_is_one_line(

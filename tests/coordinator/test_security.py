@@ -10,11 +10,16 @@ import aiohttp
 import pytest
 import trustme
 
-from hexgen2.coordinator import ApiKeys, Coordinator, Tls
+from hexgen2.coordinator import ApiKeys, Coordinator, CoordinatorConfig, EngineEndpoint, Limits, Tls
+from hexgen2.coordinator.client import EngineClient
+from hexgen2.coordinator.desk import LocalDesk
+from hexgen2.coordinator.errors import EngineFailure
 from hexgen2.coordinator.reload import Reloader
+from hexgen2.coordinator.tls import trusting
 from hexgen2.specs.errors import InputError
+from tests.waiting import HUNG_S
 
-from .conftest import Stand, running
+from .conftest import MODEL, QUICK, Stand, expected, running
 
 Pair = tuple[Path, Path]
 
@@ -28,7 +33,7 @@ def write(folder: Path, authority: trustme.CA, name: str = "server") -> Pair:
     return paths
 
 
-def trusting(authority: trustme.CA) -> ssl.SSLContext:
+def knowing(authority: trustme.CA) -> ssl.SSLContext:
     context = ssl.create_default_context()
     authority.configure_trust(context)
     return context
@@ -44,17 +49,17 @@ async def test_https_and_a_certificate_that_is_replaced(pair: Stand, tmp_path: P
     tls = Tls(*write(tmp_path, old))
     async with Coordinator(pair.coordinator.config, tls=tls).running() as door:
         assert door.url.startswith("https://127.0.0.1:")
-        assert await version(door.url, trusting(old)) == 200
+        assert await version(door.url, knowing(old)) == 200
         with pytest.raises(aiohttp.ClientError):
-            await version(door.url.replace("https", "http"), trusting(old))
+            await version(door.url.replace("https", "http"), knowing(old))
         with pytest.raises(aiohttp.ClientConnectorCertificateError):
-            await version(door.url, trusting(new))
+            await version(door.url, knowing(new))
         write(tmp_path, new)
         door.reload()
-        assert await version(door.url, trusting(new)) == 200
+        assert await version(door.url, knowing(new)) == 200
         (tmp_path / "server.pem").write_text("nonsense")
         door.reload()
-        assert await version(door.url, trusting(new)) == 200, "the former stays in use"
+        assert await version(door.url, knowing(new)) == 200, "the former stays in use"
 
 
 def test_nothing_older_than_tls_1_2(tmp_path: Path) -> None:
@@ -143,3 +148,53 @@ def test_a_file_that_vanishes_while_it_is_read_does_not_end_the_watch(
     monkeypatch.setattr(keys, "reload", vanishes)
     Reloader([keys]).look(force=True)
     assert keys.who("Bearer one") is not None
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_engines_behind_a_private_authority(pair: Stand, tmp_path: Path, workers: int) -> None:
+    """A coordinator behind HTTPS is the other one's engine."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    tls = Tls(*write(tmp_path, authority))
+    async with Coordinator(pair.coordinator.config, tls=tls).running() as behind:
+        engine = EngineEndpoint(group_id="c0", role="colocated", url=behind.url, share=1.0)
+        config = CoordinatorConfig(
+            served_model_names=(MODEL,),
+            engines=(engine,),
+            timeouts=QUICK,
+            limits=Limits(engine_wait_s=0),
+            engine_ca_file=tmp_path / "ca.pem",
+        )
+        config = CoordinatorConfig.from_json(config.to_json())
+        async with Coordinator(config, workers=workers).running() as front:
+            stand = Stand(front, pair.engines, pair.http)
+            answer = await stand.complete("a b c", max_tokens=7)
+            assert answer["choices"][0]["text"] == expected("a b c", 7)
+        stranger = config.model_copy(update={"engine_ca_file": None})
+        async with Coordinator(stranger, workers=workers).running() as front:
+            assert "Certificate" in front.fleet.engines["c0"].reason
+            status, error, _ = await Stand(front, pair.engines, pair.http).post(
+                "/v1/completions", {"model": MODEL, "prompt": "a"}
+            )
+            assert (status, error["error"]["code"]) == (503, "no_engine_available")
+
+
+async def test_a_call_tells_of_a_certificate_that_nobody_vouches_for(pair: Stand, tmp_path: Path) -> None:
+    tls = Tls(*write(tmp_path, trustme.CA()))
+    async with Coordinator(pair.coordinator.config, tls=tls).running() as behind:
+        fleet = pair.coordinator.fleet
+        fleet.engines["d0"].endpoint = fleet.engines["d0"].endpoint.model_copy(update={"url": behind.url})
+        client = EngineClient(LocalDesk(fleet, pair.coordinator.admission), QUICK)
+        with pytest.raises(EngineFailure, match=r"no TLS connection \(CERTIFICATE_VERIFY_FAILED\)"):
+            async with client.call("d0") as call:
+                await call.open("/v1/completions", b"{}", {}, HUNG_S)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"), [(None, "cannot be read"), ("", "has no cert"), ("x", "has no cert")]
+)
+def test_authorities_that_are_none_are_told_in_one_line(tmp_path: Path, text: str | None, words: str) -> None:
+    if text is not None:
+        (tmp_path / "ca.pem").write_text(text)
+    with pytest.raises(InputError, match=rf"ca\.pem: {words}"):
+        trusting(tmp_path / "ca.pem")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import itertools
 import os
+import shlex
 import signal
 import sys
 from functools import partial
@@ -17,14 +19,15 @@ import psutil
 import pytest
 import trustme
 
-from hexgen2.coordinator import ApiKeys, Coordinator, Limits, RouteShare, Tls
+from hexgen2.coordinator import ApiKeys, Coordinator, Limits, RouteShare, Tls, WorkersFailed
 from hexgen2.coordinator.workers import listening, pool
 from hexgen2.deploy import free_ports
 from hexgen2.emulator import EmulatorConfig, LinearTiming
+from hexgen2.specs.errors import InputError
 from tests.waiting import HUNG_S, until, until_answered
 
 from .conftest import MODEL, QUICK, Stand, expected, parse_events, running, text_of
-from .test_security import trusting, version, write
+from .test_security import knowing, version, write
 
 SLOW = EmulatorConfig(timing=LinearTiming(step_base_s=0.02))
 PAIRS = {"p0>d0": 0.75, "p0>d1": 0.25}
@@ -217,6 +220,43 @@ async def test_a_worker_that_cannot_be_started_is_tried_again(monkeypatch: pytes
         assert refused
 
 
+async def test_workers_that_cannot_be_had_are_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    start, started = asyncio.create_subprocess_exec, list[asyncio.subprocess.Process]()
+    asked = itertools.count()
+
+    async def only_one(*command: Any, **options: Any) -> asyncio.subprocess.Process:
+        if next(asked):
+            raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        started.append(await start(*command, **options))
+        return started[0]
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", only_one)
+    with pytest.raises(InputError, match=r"--workers: 2 cannot be started here \(Resource temp"):
+        async with running({"c0": 1.0}, workers=2):
+            pass
+    assert all(process.returncode is not None for process in started), "the other one is ended"
+
+
+async def test_a_worker_that_ends_at_once_ends_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "false")
+    with pytest.raises(WorkersFailed, match=r"worker [01] ended \(1\) while it started"):
+        async with running({"c0": 1.0}, workers=2):
+            pass
+
+
+async def test_more_workers_than_descriptors_are_told_in_one_line(tmp_path: Path) -> None:
+    async with running({"c0": 1.0}) as stand:
+        file = tmp_path / "config.json"
+        stand.coordinator.config.save(file)
+        command = [sys.executable, "-m", "hexgen2.coordinator", "--config", str(file), "--port", "0"]
+        limited = f"ulimit -n 100; exec {shlex.join(command)} --workers 200 --log-level error"
+        process = await asyncio.create_subprocess_shell(limited, stderr=asyncio.subprocess.PIPE)
+        _, text = await asyncio.wait_for(process.communicate(), HUNG_S)
+        assert process.returncode == 2
+        (line,) = text.decode().splitlines()
+        assert line.startswith("--workers: 200 cannot be started here (Too many open files)")
+
+
 async def test_a_worker_that_hangs_is_replaced() -> None:
     """Who connects to it meanwhile waits for the next one: the owner keeps its socket."""
     async with running({"c0": 1.0}, workers=2) as stand:
@@ -296,13 +336,13 @@ async def test_https_and_a_new_certificate_in_all_workers(tmp_path: Path) -> Non
         tls = Tls(*write(tmp_path, old))
         async with Coordinator(stand.coordinator.config, tls=tls, workers=2).running() as door:
             assert door.url.startswith("https://")
-            assert {await version(door.url, trusting(old)) for _ in range(6)} == {200}
+            assert {await version(door.url, knowing(old)) for _ in range(6)} == {200}
             write(tmp_path, new)
             door.reload()
 
             async def all_show_the_new_one() -> bool:
                 with contextlib.suppress(aiohttp.ClientError):
-                    return {await version(door.url, trusting(new)) for _ in range(6)} == {200}
+                    return {await version(door.url, knowing(new)) for _ in range(6)} == {200}
                 return False
 
             await until_answered(all_show_the_new_one)

@@ -65,12 +65,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(args: argparse.Namespace) -> int:
+    from hexgen2.coordinator import WorkersFailed
     from hexgen2.coordinator import run as event_loop
     from hexgen2.deploy import EngineFailed
 
     try:
         event_loop(_serve(args))
-    except EngineFailed as failure:
+    except (EngineFailed, WorkersFailed) as failure:
         print(f"hexgen2 serve: {failure}", file=sys.stderr)
         return 1
     return 0

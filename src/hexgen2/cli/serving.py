@@ -160,7 +160,8 @@ class Served:
 async def serving(plan: Plan, options: Options, console: Console) -> AsyncIterator[Served]:
     """Start the plan's engines and its coordinator; leaving the block drains and ends all of them.
 
-    Raises InputError for a plan that cannot run here, EngineFailed for an engine that does not come up.
+    Raises InputError for a plan that cannot run here, EngineFailed for an engine that does not come up,
+    WorkersFailed for a worker process that does not.
     """
     model = load_model(plan.model)
     if options.weights:

@@ -2,6 +2,7 @@
 
 from hexgen2.coordinator.auth import ApiKeys
 from hexgen2.coordinator.config import CoordinatorConfig, EngineEndpoint, Limits, RouteShare, Timeouts
+from hexgen2.coordinator.errors import WorkersFailed
 from hexgen2.coordinator.kv_totals import KvTotals, kv_transfer_totals
 from hexgen2.coordinator.loop import run
 from hexgen2.coordinator.service import Coordinator
@@ -22,6 +23,7 @@ __all__ = [
     "Timeouts",
     "Tls",
     "Tracing",
+    "WorkersFailed",
     "kv_transfer_totals",
     "run",
 ]

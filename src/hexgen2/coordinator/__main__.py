@@ -11,6 +11,7 @@ from pathlib import Path
 from hexgen2.coordinator import logs
 from hexgen2.coordinator.auth import ApiKeys
 from hexgen2.coordinator.config import CoordinatorConfig
+from hexgen2.coordinator.errors import WorkersFailed
 from hexgen2.coordinator.loop import run
 from hexgen2.coordinator.service import Coordinator
 from hexgen2.coordinator.tls import Tls
@@ -30,7 +31,7 @@ async def _serve(coordinator: Coordinator, host: str, port: int) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Serve until SIGTERM or SIGINT. Exit codes: 0 stopped, 2 bad input."""
+    """Serve until SIGTERM or SIGINT. Exit codes: 0 stopped, 1 a worker does not come up, 2 bad input."""
     parser = argparse.ArgumentParser(prog="python -m hexgen2.coordinator", description=__doc__)
     parser.add_argument("--config", type=Path, required=True, help="a coordinator config (JSON)")
     parser.add_argument("--host", default="127.0.0.1")
@@ -49,6 +50,8 @@ def main(argv: list[str] | None = None) -> int:
         keys = ApiKeys.from_file(arguments.api_key_file) if arguments.api_key_file else None
         tls = Tls.from_options(arguments.tls_cert, arguments.tls_key)
         tracing = Tracing.to_endpoint(arguments.otlp_traces_endpoint)
+        if not 0 <= arguments.port < 2**16:
+            raise InputError("--port", "", f"{arguments.port} is no port", "give 0 to 65535")
         if arguments.workers < 1:
             raise InputError("--workers", "", f"{arguments.workers} processes cannot serve", "give 1 or more")
         coordinator = Coordinator(config, keys, tls, tracing, arguments.workers)
@@ -56,6 +59,9 @@ def main(argv: list[str] | None = None) -> int:
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
+    except WorkersFailed as failure:
+        print(failure, file=sys.stderr)
+        return 1
     return 0
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -181,6 +182,8 @@ class EngineCall:
             if lacks_means(error):
                 raise EngineFailure("connect", self.engine.id, f"no connection: {error.strerror}") from error
             detail = "it refuses connections"
+            if isinstance(error, ssl.SSLError):
+                detail = f"no TLS connection ({error.reason or error})"
             self._client.desk.mark_down(self.engine, detail)
             raise EngineFailure("connect", self.engine.id, detail) from error
 

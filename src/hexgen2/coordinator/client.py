@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 
 import aiohttp
 
@@ -26,9 +27,11 @@ class EngineClient:
     several times a second. A stream of tokens then costs one assignment per token, not a timer.
     """
 
-    def __init__(self, desk: Desk, timeouts: Timeouts) -> None:
+    def __init__(self, desk: Desk, timeouts: Timeouts, trust: ssl.SSLContext | None = None) -> None:
+        """``trust``: whose certificates of engines are good; None: the system's."""
         self.desk = desk
         self.timeouts = timeouts
+        self._trust = trust
         self._pools: dict[str, Pool] = {}  # by the engine's address
         self._probes: aiohttp.ClientSession | None = None
         self.watched: set[EngineCall] = set()
@@ -38,7 +41,9 @@ class EngineClient:
     async def start(self) -> None:
         # Health polls set up a connection each: they then also tell whether the engine still accepts any,
         # and do not keep the pool's idle connections alive.
-        self._probes = aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True, limit=0))
+        self._probes = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(force_close=True, limit=0, ssl=self._trust or True)
+        )
         self._watch = asyncio.create_task(self._watch_calls(), name="engine-call-watch")
 
     async def close(self) -> None:
@@ -57,7 +62,7 @@ class EngineClient:
         """The connections to an engine."""
         url = engine.endpoint.url
         if url not in self._pools:
-            self._pools[url] = Pool(url)
+            self._pools[url] = Pool(url, self._trust)
         return self._pools[url]
 
     @property

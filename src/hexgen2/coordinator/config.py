@@ -187,6 +187,11 @@ class CoordinatorConfig(_Frozen):
         description="send both legs at once where engines can move a KV cache while it is computed "
         "(HexgenConnector)",
     )
+    engine_ca_file: Path | None = Field(
+        default=None,
+        description="PEM certificates of authorities that engines at https:// addresses may be certified by, "
+        "beside the system's",
+    )
 
     @field_validator("served_model_names")
     @classmethod

@@ -69,6 +69,10 @@ def out_of_service(group_id: str) -> EngineFailure:
     return EngineFailure("down", group_id, "it was taken out of service")
 
 
+class WorkersFailed(Exception):
+    """A worker process ended while it started, or did not come up in time; it has told why on stderr."""
+
+
 class ClientGone(Exception):
     """The client's connection broke while it was being written to. Not the engine's fault: never retried."""
 

@@ -29,7 +29,7 @@ from hexgen2.coordinator.live import Live
 from hexgen2.coordinator.metrics import Metrics
 from hexgen2.coordinator.reload import Reloader
 from hexgen2.coordinator.surface import Surface
-from hexgen2.coordinator.tls import Tls
+from hexgen2.coordinator.tls import Tls, trusting
 from hexgen2.coordinator.tracing import Tracing
 from hexgen2.coordinator.workers import Workers, WorkerSettings, listening
 from hexgen2.specs.errors import InputError
@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 
 # How long requests may take to leave an engine that is declared down.
 _LAST_S = 5.0
+# What keeps this machine from starting a process or opening a socket, whatever the address.
+_LACKS = frozenset({errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
 class Coordinator:
@@ -73,7 +75,7 @@ class Coordinator:
         self.live = Live(self.fleet, self.metrics, lambda: self.config)
         """What the live page shows."""
         self._desk = LocalDesk(self.fleet, self.admission)
-        self._client = EngineClient(self._desk, config.timeouts)
+        self._client = EngineClient(self._desk, config.timeouts, trusting(config.engine_ca_file))
         self._health = HealthWatch(config, self._client, self.fleet)
         self._keys = api_keys
         self._tls = tls
@@ -160,7 +162,8 @@ class Coordinator:
     async def running(
         self, host: str = "127.0.0.1", port: int = 0, api_keys: ApiKeys | None = None
     ) -> AsyncIterator[Coordinator]:
-        """Serve inside the block. InputError where the port is taken."""
+        """Serve inside the block. InputError where the port is taken or workers are too many for this machine,
+        WorkersFailed where one of them does not come up."""
         if api_keys is not None:
             self._keys = api_keys
         await self.start(host, port)
@@ -189,10 +192,10 @@ class Coordinator:
                 await self._start_workers(host, port)
         except OSError as error:
             await self._close()
-            if error.errno == errno.EADDRINUSE:
-                raise InputError("--port", "", f"port {port} on {host} is in use", "give a free one") from None
-            problem = f"cannot listen on {host}:{port} ({error.strerror or error})"
-            raise InputError("--host", "", problem, "give an address of this machine") from None
+            raise _cannot_start(error, host, port, self._number) from None
+        except BaseException:
+            await self._close()
+            raise
         self._host = host
         self._reloader = Reloader([thing for thing in (self._keys, self._tls) if thing is not None])
         assert self._runner.server is not None, "set up"
@@ -223,11 +226,7 @@ class Coordinator:
             log_json=as_json,
         )
         self.workers = Workers(settings, sockets, self.fleet, self._desk, self.metrics)
-        try:
-            await self.workers.start()
-        except BaseException:
-            await self._close()
-            raise
+        await self.workers.start()
 
     async def drain(self) -> bool:
         """Refuse new requests and wait for those that run, `timeouts.drain_s` at most; whether all finished."""
@@ -275,6 +274,17 @@ class Coordinator:
             self._folder.cleanup()
             self._folder = None
         self._api = self._runner = self._site = None
+
+
+def _cannot_start(error: OSError, host: str, port: int, workers: int) -> InputError:
+    reason = error.strerror or str(error)
+    if error.errno == errno.EADDRINUSE:
+        return InputError("--port", "", f"port {port} on {host} is in use", "give a free one")
+    if error.errno in _LACKS:
+        problem = f"{workers} cannot be started here ({reason})"
+        return InputError("--workers", "", problem, "give fewer, or raise the limit (`ulimit -a`)")
+    problem = f"cannot listen on {host}:{port} ({reason})"
+    return InputError("--host", "", problem, "give an address of this machine")
 
 
 async def _within(seconds: float, waiting: Coroutine[Any, Any, object]) -> bool:

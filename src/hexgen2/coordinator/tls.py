@@ -1,4 +1,4 @@
-"""TLS of the endpoint."""
+"""TLS of the endpoint, and towards engines."""
 
 from __future__ import annotations
 
@@ -51,6 +51,27 @@ def _context(certificate: Path, key: Path) -> ssl.SSLContext:
             f"is no certificate that goes with {key} ({reason})",
             "give --tls-cert a PEM certificate or chain, and --tls-key its key without a passphrase",
         ) from None
+    return context
+
+
+def trusting(authorities: Path | None) -> ssl.SSLContext | None:
+    """What trusts the system's certificate authorities and those of a PEM file; None, which stands for the
+    system's alone, where there is no file. InputError where it has no certificates."""
+    if authorities is None:
+        return None
+    context = ssl.create_default_context()
+    try:
+        context.load_verify_locations(authorities)
+    except ssl.SSLError as error:
+        raise InputError(
+            str(authorities),
+            "",
+            f"has no certificates ({error.reason or error})",
+            "give engine_ca_file a PEM file with the certificates of authorities",
+        ) from None
+    except OSError as error:
+        problem = f"cannot be read ({error.strerror})"
+        raise InputError(str(authorities), "", problem, "give engine_ca_file a PEM file") from None
     return context
 
 

@@ -180,20 +180,24 @@ class Connection(asyncio.Protocol):
 
 
 class Pool:
-    """The connections to one engine that wait for work; the latest is taken first."""
+    """The connections to one engine that wait for work; the latest is taken first.
 
-    def __init__(self, url: str) -> None:
+    ``trust``: whose certificates are good, where the address is an https:// one; None: the system's.
+    """
+
+    def __init__(self, url: str, trust: ssl.SSLContext | None = None) -> None:
         parts = urlsplit(url)
         assert parts.hostname is not None, "an engine's address has a host"
         self._secure = parts.scheme == "https"
         self._address = (parts.hostname, parts.port or (443 if self._secure else 80))
         self.host = parts.netloc.rpartition("@")[2]
         self.prefix = parts.path.rstrip("/")
+        self._trust = trust
         self._idle: dict[Connection, None] = {}
 
     @cached_property
     def _tls(self) -> ssl.SSLContext | None:
-        return ssl.create_default_context() if self._secure else None
+        return (self._trust or ssl.create_default_context()) if self._secure else None
 
     def take(self) -> Connection | None:
         """A connection that is there."""

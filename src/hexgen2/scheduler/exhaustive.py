@@ -6,8 +6,8 @@ with tensor parallelism inside a node, in any order of nodes and of stages insid
 whole group; every deal of layers. Of the layouts of a group that load the network alike only the fastest is
 kept. Branches whose optimistic completion is no better than the best plan so far are cut.
 
-With a time limit it goes through as many groups and layouts as there is time for, and then through the plans
-made of those, for which it may take up to `FINISH` of the limit more.
+With a time limit it goes through as many groups and layouts as there is time for, then through the plans made
+of those, for which it may take up to `FINISH` of the limit more.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Best:
 def optimum(problem: Problem, budget: Budget, disaggregated_only: bool = False) -> Best:
     """The best plan, or with a time limit the best of those looked at.
 
-    InputError for clusters above `MOST_GPUS`, when nothing fits, and when time is over before any plan was seen.
+    InputError for clusters above `MOST_GPUS`, when nothing fits, and when time ends before any plan is seen.
     """
     counts = tuple(node.count for node in problem.cluster.nodes)
     if sum(counts) > MOST_GPUS:

@@ -18,6 +18,7 @@ from hexgen2.coordinator.generation import Generation
 from hexgen2.coordinator.loop import run
 from hexgen2.coordinator.reload import Reloader
 from hexgen2.coordinator.surface import Surface
+from hexgen2.coordinator.tls import trusting
 from hexgen2.coordinator.workers.forward import Forwarder
 from hexgen2.coordinator.workers.remote import RemoteDesk, RemoteMeter
 from hexgen2.coordinator.workers.settings import WorkerSettings
@@ -67,8 +68,9 @@ class Worker:
         raise_limit()
         keys, tls, tracing = settings.keys(), settings.tls(), settings.tracing()
         surface, meter = Surface(settings.config, keys), RemoteMeter(self.wire)
-        client = EngineClient(self._desk, settings.config.timeouts)
-        generation = Generation(settings.config, client, meter, surface, tracing)
+        config = settings.config
+        client = EngineClient(self._desk, config.timeouts, trusting(config.engine_ca_file))
+        generation = Generation(config, client, meter, surface, tracing)
         forwarder = Forwarder(settings.owner, surface)
         app = surface.application()
         generation.add_to(app)

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from hexgen2.coordinator.desk import LocalDesk
 from hexgen2.coordinator.engine import Engine
+from hexgen2.coordinator.errors import WorkersFailed
 from hexgen2.coordinator.fleet import Fleet
 from hexgen2.coordinator.metrics import Metrics
 from hexgen2.coordinator.watches import going_on
@@ -91,6 +92,7 @@ class Workers:
         self._table: Message = []
         self._watch: asyncio.Task[None] | None = None
         self._ending = False
+        self._first_failure: Exception | None = None  # of one that never came up
         # Workers name prompts by hashes, which must be the same in all of them and nobody else's to guess.
         self._seed = random.SystemRandom().randrange(1, 2**32)
 
@@ -105,7 +107,8 @@ class Workers:
         return list(self._links.values())
 
     async def start(self) -> None:
-        """Returns when all accept clients; RuntimeError where one does not come up."""
+        """Returns when all accept clients. OSError where no process or descriptor is to be had for one,
+        WorkersFailed where one ends or does not come up in time."""
         self._keepers = [
             asyncio.create_task(self._keep(place), name=f"worker-{place}")
             for place in range(len(self._sockets))
@@ -115,11 +118,11 @@ class Workers:
         try:
             async with asyncio.timeout(START_S):
                 while not self._all_ready():
-                    if any(keeper.done() for keeper in self._keepers):
-                        raise RuntimeError("a worker process ended while it started; see its log above")
+                    if self._first_failure is not None:
+                        raise self._first_failure
                     await asyncio.sleep(0.02)
         except TimeoutError:
-            raise RuntimeError(f"worker processes did not come up within {START_S:g} s") from None
+            raise WorkersFailed(f"worker processes did not come up within {START_S:g} s") from None
 
     def _all_ready(self) -> bool:
         return len(self._links) == len(self._sockets) and all(
@@ -134,12 +137,17 @@ class Workers:
             try:
                 code, ready = await self._run(place)
             except OSError as error:  # no process or descriptor is to be had now
-                log.error("worker %d cannot be started: %s", place, error)
+                failure: Exception = error
+                if came_up:
+                    log.error("worker %d cannot be started: %s", place, error)
             else:
                 came_up = came_up or ready
+                failure = WorkersFailed(f"worker {place} ended ({code}) while it started; its log is above")
                 if came_up and not self._ending:
                     self._metrics.worker_restarts.inc()
                     log.warning("worker %d ended (%d) and is started again", place, code)
+            if not came_up:
+                self._first_failure = self._first_failure or failure
             if self._ending or not came_up:
                 return
             pause_s = 0.0 if clock() - began > _LASTING_S else min(max(0.25, 2 * pause_s), _MAX_PAUSE_S)
