@@ -20,7 +20,9 @@ import pytest
 import trustme
 
 from hexgen2.coordinator import ApiKeys, Coordinator, Limits, RouteShare, Tls, WorkersFailed
+from hexgen2.coordinator.desk import LocalDesk
 from hexgen2.coordinator.workers import listening, pool
+from hexgen2.coordinator.workers.link import Link
 from hexgen2.deploy import free_ports
 from hexgen2.emulator import EmulatorConfig, LinearTiming
 from hexgen2.specs.errors import InputError
@@ -269,6 +271,25 @@ async def test_a_worker_that_hangs_is_replaced() -> None:
         # Connections that the frozen process had accepted broke; here none can be, it was frozen before.
         assert all(whole(events, f"request {n}", 4) for n, (_, events) in enumerate(answers))
         await until(lambda: frozen not in workers.pids)
+
+
+async def test_legs_end_at_the_engine_that_they_began_at() -> None:
+    """Its successor of the same name has none of them, however late the worker tells."""
+    async with running({"c0": 1.0}) as stand:
+        door = stand.coordinator
+        desk, old = LocalDesk(door.fleet, door.admission), door.fleet.engines["c0"]
+        link = Link(desk, door.metrics, door.metrics.worker_requests.labels("0"), lambda: None)
+        for _ in range(2):
+            link._take(["leg", "c0", 1])
+        door.fleet.mark_down(old, "it is to be dead in this test")
+        moved = old.endpoint.model_copy(update={"url": "http://127.0.0.1:1"})
+        door.fleet.update(door.config.model_copy(update={"engines": (moved,)}))
+        new = door.fleet.engines["c0"]
+        link._take(["leg", "c0", 1])
+        assert (old.in_flight, new.in_flight) == (2, 1)
+        link._take(["leg", "c0", -1])
+        link._gone()
+        assert (old.in_flight, new.in_flight) == (0, 0)
 
 
 async def test_draining_ends_workers_with_their_last_request() -> None:

@@ -45,7 +45,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="URL",
         help="a prefill engine: measure also what it takes the URLs (decode engines) to go on from its KV",
     )
-    parser.add_argument("--api-key", metavar="KEY", help="for engines that want one")
+    inputs.add_api_key(parser)
     parser.add_argument("--name", help="name of the profile (default: that of the file)")
     parser.add_argument("--engine", default="vllm", metavar="TEXT", help="what the profile says of the engine")
     limits = parser.add_argument_group("how far to go")

@@ -22,6 +22,7 @@ from hexgen2.controller.remedies import Candidate, Demand, candidate
 from hexgen2.controller.replan import Effort
 from hexgen2.coordinator import Coordinator, Served, kv_transfer_totals
 from hexgen2.coordinator.engine import Engine
+from hexgen2.coordinator.watches import going_on
 from hexgen2.cost import CostModel
 from hexgen2.scheduler import EngineProfile
 from hexgen2.specs.plan import Plan
@@ -124,10 +125,8 @@ class Controller:
         try:
             while True:
                 await asyncio.sleep(self._watching.interval_s)
-                try:
+                with going_on("controller"):  # and the plan stays as it is
                     await self.step()
-                except Exception:
-                    log.exception("a round of the controller failed; the plan stays as it is")
         finally:
             if isinstance(self._work, OtherProcess):
                 self._work.close()

@@ -77,7 +77,7 @@ class ProcessLauncher(ABC, Generic[R]):
     async def _end(self, running: Collection[R]) -> None:
         """End processes, within a bounded time."""
 
-    def absent(self, group_id: str) -> Collection[str]:  # noqa: ARG002
+    def absent(self, group_id: str) -> Collection[str]:  # noqa: ARG002 (for launchers that know)
         """The nodes of a group that are gone."""
         return ()
 

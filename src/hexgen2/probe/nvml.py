@@ -43,7 +43,8 @@ def load_nvml() -> ModuleType | None:
     except pynvml.NVMLError:
         return None
     pynvml.nvmlShutdown()
-    return pynvml  # type: ignore[no-any-return]
+    binding: ModuleType = pynvml
+    return binding
 
 
 def read_gpus(nvml: Any) -> tuple[NvmlGpu, ...]:

@@ -31,6 +31,16 @@ _COMPLAINTS: Mapping[str, tuple[str, str]] = {
 }
 
 
+def shown(value: object) -> str:
+    """A value as messages show it: long ones are cut.
+
+    >>> shown("a" * 100)
+    "'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa..."
+    """
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
 class InputError(ValueError):
     """A user's mistake, told in one line: where, which field, what is wrong with the value, how to mend it.
 
@@ -67,9 +77,8 @@ class InputError(ValueError):
             return cls(source, field, "is not a known field", "remove it or correct its spelling")
         if first["input"] is None:
             return cls(source, field, "is empty", "give it a value or leave it out")
-        value = repr(first["input"])
-        shown = value if len(value) <= 60 else value[:57] + "..."
+        value = shown(first["input"])
         if kind in _COMPLAINTS:
             problem, mend = (text.format(**first.get("ctx", {})) for text in _COMPLAINTS[kind])
-            return cls(source, field, f"{shown} {problem}", mend)
-        return cls(source, field, f"{shown}: {message[0].lower()}{message[1:]}", "correct the value")
+            return cls(source, field, f"{value} {problem}", mend)
+        return cls(source, field, f"{value}: {message[0].lower()}{message[1:]}", "correct the value")

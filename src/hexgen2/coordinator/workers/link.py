@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
+from collections import defaultdict, deque
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
@@ -32,7 +32,8 @@ class Link:
         self._holds: dict[int, asyncio.Task[None]] = {}
         self._released: dict[int, asyncio.Future[None]] = {}  # of the holds that were granted
         self._places: dict[int, Held] = {}
-        self._legs: Counter[str] = Counter()
+        # Where its legs began, by name: another engine may have that one's name by a leg's end.
+        self._legs: dict[str, deque[Engine]] = defaultdict(deque)
         self.wire = Wire(self._take, self._gone)
         self.ready = asyncio.Event()
         self.serving = 0
@@ -50,9 +51,9 @@ class Link:
     def _gone(self) -> None:
         for task in self._holds.values():
             task.cancel()
-        for group, legs in self._legs.items():
-            self._leg(group, -legs)
-        self._legs.clear()
+        for group, engines in self._legs.items():
+            for _ in range(len(engines)):
+                self._on_leg(group, -1)
         self.serving = 0
         self._changed()
 
@@ -117,13 +118,13 @@ class Link:
     # What became of them
 
     def _on_leg(self, group: str, by: int) -> None:
-        self._legs[group] += by
-        self._leg(group, by)
-
-    def _leg(self, group: str, by: int) -> None:
-        engine = self._desk.engines.get(group)
-        if engine is not None:
-            self._desk.leg(engine, by)
+        begun = self._legs[group]
+        if by > 0:
+            if (engine := self._desk.engines.get(group)) is not None:
+                begun.append(engine)
+                self._desk.leg(engine, 1)
+        elif begun:
+            self._desk.leg(begun.popleft(), -1)
 
     def _on_good(self, path: list[Any]) -> None:
         self._desk.succeeded(path_in(path))

@@ -56,7 +56,7 @@ class Wire(asyncio.Protocol):
         for line in lines:
             self._take(json.loads(line))
 
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 (asyncio's signature)
         self._transport = None
         self._closed()
 

@@ -25,7 +25,8 @@ def import_ray() -> ModuleType:
         import ray
     except ImportError:
         raise InputError("ray", "", "is not installed", "run `pip install 'hexgen2[ray]'`") from None
-    return ray  # type: ignore[no-any-return]
+    package: ModuleType = ray
+    return package
 
 
 class RayCluster:
@@ -47,7 +48,8 @@ class RayCluster:
         """What each node has left, by its id and Ray's names for resources."""
         from ray._private.state import available_resources_per_node
 
-        return available_resources_per_node()  # type: ignore[no-any-return]
+        left: Mapping[str, Mapping[str, float]] = available_resources_per_node()
+        return left
 
     def on(self, node_id: str) -> Any:
         """The scheduling strategy that runs something on that node and nowhere else."""

@@ -26,7 +26,7 @@ class RaySite:
         # Plan nodes on one Ray node share its devices. Ray chooses among these; the numbers only say how many.
         self._numbers = device_numbers(cluster, {name: node.id for name, node in found.items()})
 
-    def address(self, group: str, rank: int, node: str) -> Address:  # noqa: ARG002
+    def address(self, group: str, rank: int, node: str) -> Address:  # noqa: ARG002 (`Site` has them)
         host = self._found[node].address
         return Address(reach=host, listen=host, own=host)
 

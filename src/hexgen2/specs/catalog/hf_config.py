@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from hexgen2.specs.catalog.quantization import quantization
-from hexgen2.specs.errors import InputError
+from hexgen2.specs.errors import InputError, shown
 from hexgen2.specs.model import MLA, Model, MoE
 
 Shape = dict[str, Any]
@@ -39,10 +39,10 @@ class Fields:
             return default
         mend = "correct it to the model's published value"
         if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
-            problem = f"{value!r} is not a whole number of at least {at_least}"
+            problem = f"{shown(value)} is not a whole number of at least {at_least}"
             raise InputError(self.source, name, problem, mend)
         if value > at_most:
-            raise InputError(self.source, name, f"{value} is more than {at_most:,}", mend)
+            raise InputError(self.source, name, f"{shown(value)} is more than {at_most:,}", mend)
         return value
 
     def optional_count(self, name: str) -> int | None:
@@ -52,7 +52,7 @@ class Fields:
     def flag(self, name: str, default: bool) -> bool:
         value = self._config.get(name, default)
         if not isinstance(value, bool):
-            raise InputError(self.source, name, f"{value!r} is not true or false", "write true or false")
+            raise InputError(self.source, name, f"{shown(value)} is not true or false", "write true or false")
         return value
 
     def get(self, name: str) -> Any:
@@ -64,7 +64,7 @@ class Fields:
     def unsupported(self, name: str, what: str) -> InputError:
         value = self._config.get(name)
         return InputError(
-            self.source, name, f"{value!r} is not supported", f"choose a model {what}; see docs/catalog.md"
+            self.source, name, f"{shown(value)} is not supported", f"choose a model {what}; see docs/catalog.md"
         )
 
 

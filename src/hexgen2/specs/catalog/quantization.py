@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hexgen2.specs.errors import InputError
+from hexgen2.specs.errors import InputError, shown
 
 _SCALE_BYTES = 2.0  # a group's scale is a 16-bit number
 _NF4_BLOCK = 64  # weights per scale in bitsandbytes' 4-bit types
@@ -115,7 +115,7 @@ def _number(section: Mapping[str, Any], name: str, source: str, field: str, defa
         return default
     allowed = isinstance(value, int) and not isinstance(value, bool) and (value >= 1 or value == default)
     if not allowed:
-        problem = "is missing" if value is None else f"{value!r} is not a whole number of at least 1"
+        problem = "is missing" if value is None else f"{shown(value)} is not a whole number of at least 1"
         raise InputError(source, field, problem, _AS_PUBLISHED)
     assert isinstance(value, int)
     return value

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from hexgen2.specs import files
-from hexgen2.specs.errors import InputError
+from hexgen2.specs.errors import InputError, shown
 from hexgen2.specs.workload import MOST_TOKENS, Lengths, Workload
 
 _AZURE = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
@@ -132,7 +132,7 @@ def _milliseconds(value: object, source: str, field: str) -> float:
             return float(value)
     except OverflowError:  # a whole number beyond all floats
         pass
-    raise InputError(source, field, f"{_shown(value)} is not a time", "write milliseconds as a number")
+    raise InputError(source, field, f"{shown(value)} is not a time", "write milliseconds as a number")
 
 
 def _whole(text: str | None) -> object:
@@ -148,13 +148,7 @@ def _length(value: object, source: str, field: str) -> int:
         raise InputError(
             source,
             field,
-            f"{_shown(value)} is not a whole number of at least 1 and at most {MOST_TOKENS:,}",
+            f"{shown(value)} is not a whole number of at least 1 and at most {MOST_TOKENS:,}",
             "correct the row or leave it out",
         )
     return value
-
-
-def _shown(value: object) -> str:
-    """A value as messages show it."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from hexgen2.specs.base import Spec
 from hexgen2.specs.catalog.traces import read_csv, read_jsonl
-from hexgen2.specs.errors import InputError
+from hexgen2.specs.errors import InputError, shown
 from hexgen2.specs.workload import MOST_TOKENS, FloatArray, Lengths, Marginals, Workload
 
 _FIXED = re.compile(r"fixed:(\d{1,10})/(\d{1,10})")
@@ -108,11 +108,10 @@ def _fixed(name: str) -> Workload:
     match = _FIXED.fullmatch(name)
     lengths = [int(part) for part in match.groups()] if match else []
     if not lengths or min(lengths) < 1 or max(lengths) > MOST_TOKENS:
-        shown = repr(name if len(name) <= 60 else name[:57] + "...")
         raise InputError(
             "workload",
             "",
-            f"{shown} does not give two lengths of at least 1 and at most {MOST_TOKENS:,}",
+            f"{shown(name)} does not give two lengths of at least 1 and at most {MOST_TOKENS:,}",
             "write fixed:INPUT/OUTPUT",
         )
     prompt, answer = (np.array([length], dtype=np.int64) for length in lengths)
