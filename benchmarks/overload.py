@@ -5,6 +5,7 @@ client (Poisson arrivals). The exit code is 1 where a criterion is missed:
 
 - nobody dies, and the coordinator's resident memory stays flat after the first third (within 5%);
 - requests that are accepted keep their TPOT target (99% of them);
+- 99% of their first tokens come within twice the time that one may wait in the queue;
 - requests that are refused get 429 or 503 with Retry-After, 99% of them within 50 ms;
 - within 5 s of the load's end requests are served as before.
 
@@ -36,6 +37,7 @@ from processes import MODEL, config, coordinator, engine
 from hexgen2.coordinator import Limits, RouteShare
 
 TOKENS = 32
+PROMPT_TOKENS = 4
 STEP_BASE_S, STEP_PER_SEQUENCE_S = 0.02, 0.0005
 TPOT_SLACK = 1.25  # the target over the engines' own step time at a full batch
 REFUSED_WITHIN_S = 0.050
@@ -56,7 +58,8 @@ class Seen:
 
 async def ask(http: aiohttp.ClientSession, url: str, number: int, seen: Seen) -> bool:
     """One stream; whether it was served."""
-    body = {"model": MODEL, "prompt": [number % 30_000, 1, 2, 3], "max_tokens": TOKENS, "stream": True}
+    prompt = [number % 30_000, *range(1, PROMPT_TOKENS)]
+    body = {"model": MODEL, "prompt": prompt, "max_tokens": TOKENS, "stream": True}
     began = time.perf_counter()
     try:
         async with http.post(url + "/v1/completions", json=body) as response:
@@ -129,7 +132,8 @@ async def run(arguments: argparse.Namespace) -> dict[str, Any]:
     steps = ("--step-base-s", str(STEP_BASE_S), "--step-per-sequence-s", str(STEP_PER_SEQUENCE_S))
     limits = Limits(queue_wait_s=arguments.queue_wait_s, capacity_factor=1.0)
     async with contextlib.AsyncExitStack() as stack:
-        prefill = await stack.enter_async_context(engine("p0", 1.0, batch, "--prefill-base-s", "0.005"))
+        prompts = ("--prefill-base-s", "0", "--prefill-per-token-s", str(arguments.prompt_s / PROMPT_TOKENS))
+        prefill = await stack.enter_async_context(engine("p0", 1.0, arguments.prefill_batch, *prompts))
         decode = [await stack.enter_async_context(engine(f"d{i}", 0.5, batch, *steps)) for i in range(2)]
         routes = [RouteShare(prefill="p0", decode=end.group_id, share=0.5) for end in decode]
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -159,6 +163,7 @@ async def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "alive": alive and not seen.broken and set(seen.statuses) <= {"200", "429", "503"},
         "memory_flat": growth <= 0.05,
         "tpot_kept": served > 0 and kept >= 0.99,
+        "first_token_kept": (percentile(seen.ttft, 99) or 0.0) <= 2 * arguments.queue_wait_s,
         "refused_at_once": refused > 0 and quick >= 0.99 and not seen.without_retry_after,
         "back_to_normal": back_s <= NORMAL_WITHIN_S,
     }
@@ -196,6 +201,8 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--times", type=float, default=10.0, help="the load over what the engines can carry")
     parser.add_argument("--max-batch", type=int, default=16, help="of each decode engine")
+    parser.add_argument("--prefill-batch", type=int, default=512, help="of the prefill engine")
+    parser.add_argument("--prompt-s", type=float, default=0.005, help="that a prompt takes it, in seconds")
     parser.add_argument("--queue-wait-s", type=float, default=2.0, help="the coordinator's limit")
     parser.add_argument("-o", "--output", type=Path, help="also write the JSON here")
     arguments = parser.parse_args()

@@ -1,9 +1,11 @@
-"""What the simulator costs: processor time and memory by the number of requests.
+"""What the simulator costs, by the number of requests, and how much of its planned rate a plan reaches.
 
     python benchmarks/simulator.py [--plan FILE] [--requests 10000 100000 1000000] [--load 0.75]
+    python benchmarks/simulator.py --plan FILE --requests 8000 --load 1.5
 
 Poisson arrivals at a part of the plan's rate, lengths of its workload; by default on the stored plan of
-Llama-2-70B for the 20 GPUs of examples/clusters/mixed-1.yaml. The time per request should not grow.
+Llama-2-70B for the 20 GPUs of examples/clusters/mixed-1.yaml. The time per request should not grow. The rate
+is that of the middle half of the requests.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from paper_measure import steady_rate
 
 from hexgen2.cost import CostModel
 from hexgen2.cost.profile_files import load_efficiencies
@@ -38,12 +41,13 @@ def main() -> None:
         rng = np.random.default_rng(0)
         requests = poisson(workload.sample(count, rng), arguments.load * plan.throughput_rps, rng)
         begin = time.process_time()
-        result = simulate(plan, cost, requests).document()
+        result = simulate(plan, cost, requests)
         seconds = time.process_time() - begin
         most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         print(
             f"{count:9} requests: {seconds:7.1f} s of processor time, {seconds / count * 1e6:5.1f} µs each, "
-            f"{most:.1f} GiB at most; {result['completed']} completed at {result['throughput_rps']:.3g}/s",
+            f"{most:.1f} GiB at most; {result.document()['completed']} completed, "
+            f"{steady_rate(result.timeline.end) / plan.throughput_rps - 1:+.1%} of the planned rate",
             flush=True,
         )
 

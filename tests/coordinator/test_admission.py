@@ -28,6 +28,7 @@ class Hall:
         self.capacity = capacity
         self.taken: dict[Hashable, float] = {False: 0.0, True: 0.0}
         self.error: ApiError | None = None
+        self.unanswered = 0
 
     @property
     def full(self) -> bool:
@@ -251,13 +252,32 @@ async def test_a_stall_that_is_over_is_not_held_against_who_comes_next(monkeypat
 async def test_one_may_wait_however_slowly_requests_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else nobody would ever find out that they end faster again."""
     served = Served(admission(1, wait_s=HUNG_S))
-    monkeypatch.setattr(served.door._pace, "seconds_for", lambda *_: 1e9)
+    monkeypatch.setattr(served.door._pace, "seconds_for", lambda count, _: 1e9 * count)
     for name in "ab":
         await served.add(name)
     assert (served.order, served.door.waiting) == (["a"], 1)
     with pytest.raises(ApiError):
         served.door.refuse_early("")
     await served.finish()
+
+
+async def test_prompts_that_queue_at_engines_count_as_who_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Free places are no chance where prompts are slow: first tokens would come ever later."""
+    hall = Hall(10)
+    served = Served(Admission(hall, AdmissionLimits(queue=100, wait_s=10.0, per_key=None)))
+    monkeypatch.setattr(served.door._pace, "seconds_for", lambda count, _: 1.0 * count)
+    hall.unanswered = 7
+    await served.add("within the limit")
+    hall.unanswered = 8
+    with pytest.raises(ApiError) as refused:
+        served.door.refuse_early("")
+    assert refused.value.status == 429
+    assert refused.value.retry_after_s == pytest.approx(9.0), "all that are before it, and itself"
+    await served.add("told so")
+    assert served.order == ["within the limit"]
+    served.gate.release()
+    told = await asyncio.gather(*served.tasks, return_exceptions=True)
+    assert [type(one) for one in told] == [type(None), ApiError]
 
 
 async def test_without_patience_nobody_waits_for_an_engine(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,10 +57,10 @@ def fleet(routes: dict[tuple[str, str], float], batch: int | None = 4, limits: L
 
 def test_no_engine_gets_more_than_its_places() -> None:
     crowd = fleet({("p0", "d0"): 0.9, ("p0", "d1"): 0.1})
-    held = [crowd.place(Want()) for _ in range(19)]
+    held = [crowd.place(Want()) for _ in range(14)]
     placed = [place for place in held if place is not None]
-    assert held[17:] == [None, None], "1.5 times 4 at each of two engines, and 4 prompts in 9 to 1"
-    assert {name: crowd.engines[name].placed for name in ("d0", "d1")} == {"d0": 10.0, "d1": 7.0}
+    assert held[12:] == [None, None], "1.5 times 4 at each of two engines"
+    assert {name: crowd.engines[name].placed for name in ("d0", "d1")} == {"d0": 6.0, "d1": 6.0}
     assert crowd.full
     placed[0].leave()
     assert not crowd.full
@@ -70,6 +70,29 @@ def test_no_engine_gets_more_than_its_places() -> None:
     for place in [*placed[1:], again]:
         place.leave()
     assert [engine.placed for engine in crowd.engines.values()] == [0.0] * 3
+
+
+@pytest.mark.parametrize(
+    ("prompt_s", "answer_s", "more"), [(0.1, 1.0, 1), (1.0, 1.0, 4), (9.0, 1.0, 8), (9.0, 0.0, 0)]
+)
+def test_prompts_under_way_have_places_beside_as_many_as_are_needed(
+    monkeypatch: pytest.MonkeyPatch, prompt_s: float, answer_s: float, more: int
+) -> None:
+    """By Little's law, and no more than the prefill engine runs; none before an answer has ended."""
+    now = 100.0
+    monkeypatch.setattr("hexgen2.coordinator.fleet.time.monotonic", lambda: now)
+    crowd = fleet({("p0", "d0"): 1.0}, batch=8, limits=Limits(capacity_factor=1.0))
+    crowd.engines["d0"].become(crowd.engines["d0"].endpoint.model_copy(update={"max_batch": 4}))
+    first = crowd.place(Want())
+    assert first is not None
+    now += prompt_s
+    first.computed()
+    if answer_s:
+        now += answer_s
+        first.leave()
+        first.leave()  # twice counts once
+    held = [crowd.place(Want()) for _ in range(20)]
+    assert sum(place is not None for place in held) == (4 if answer_s else 3) + more
 
 
 def test_a_long_prompt_takes_more_places_but_never_all() -> None:

@@ -110,6 +110,15 @@ def test_a_decode_group_that_is_sent_all_at_once_preempts_more(make_plan: MakePl
     assert flooded.document()["per_group"]["d"]["preemptions"] > 0
 
 
+def test_quick_prompts_do_not_pile_up_before_slow_answers(make_plan: MakePlan, cost: CostModel) -> None:
+    """The prefill group could compute 32 prompts for the four requests that are answered at once."""
+    groups = [("p", "prefill", 1, 32, [(1, 8)]), ("d", "decode", 1, 4, [(1, 8)])]
+    requests = offline(Lengths(np.full(200, 96), np.full(200, 100)))
+    figures = simulate(make_plan(groups, [("p", "d", 1.0)]), cost, requests).document()["per_group"]
+    assert figures["p"]["peak_kv_tokens"] <= 6 * 96
+    assert figures["d"]["mean_batch"] > 3.8
+
+
 def test_what_could_never_fit_fails_and_the_rest_does_not(mixed: Plan, cost: CostModel) -> None:
     requests = offline(Lengths(np.array([100, 10**7, 100]), np.array([5, 5, 10**7])))
     result = simulate(mixed, cost, requests)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hexgen2.specs.routing import Path, SmoothRouter, ahead, engine_load, load_factor, places
+from hexgen2.specs.routing import Path, SmoothRouter, engine_load, load_factor
 
 shares = st.lists(st.integers(1, 100), min_size=1, max_size=8).map(lambda w: [x / sum(w) for x in w])
 loads = st.dictionaries(st.sampled_from([f"d{i}" for i in range(8)]), st.floats(0, 50), max_size=8)
@@ -160,7 +160,6 @@ def test_a_preference_for_what_is_not_available_changes_nothing() -> None:
 @given(st.integers(1, 500), st.floats(0, 1000), st.floats(0, 1))
 def test_an_engine_is_as_loaded_as_its_scarcer_half(max_batch: int, placed: float, used: float) -> None:
     assert engine_load(placed, max_batch, used) >= max(used, placed / max_batch) - 1e-12
-    assert places(max_batch, 1.0) == max_batch <= places(max_batch)
 
 
 @given(shares, st.lists(st.sets(st.integers(0, 7), min_size=1), min_size=1, max_size=300), st.floats(0, 6))
@@ -184,10 +183,3 @@ def test_routes_to_one_engine_keep_their_proportions_with_one_place_free_at_a_ti
     for turn in range(400):
         taken[router.choose(only({f"d{turn % 2}"}), {}, (), everywhere)] += 1
     assert [taken[path] for path in router.paths] == [140, 60, 80, 120]
-
-
-def test_prompts_under_way_have_places_beside_those_of_the_engine() -> None:
-    paths = [Path("p0", "d0", 0.25), Path("p0", "d1", 0.25), Path("p1", "d1", 0.3), Path(None, "c0", 0.2)]
-    found = ahead(paths, {"p0": 20, "p1": 7, "d0": 4, "d1": 4, "c0": 9})
-    assert found == {"d0": 10, "d1": 17}
-    assert ahead([Path("p0", "d0", 0.0)], {"p0": 8, "d0": 8}) == {}

@@ -51,6 +51,11 @@ class Room(Protocol):
         """Whether no place is left anywhere."""
         ...
 
+    @property
+    def unanswered(self) -> int:
+        """Requests that have a place, and whose first leg is not over or whose second one waits to begin."""
+        ...
+
     def lane(self, want: Want) -> Hashable:
         """Requests of one lane can use the same places: where the first finds none, no other does."""
         ...
@@ -124,8 +129,9 @@ class Admission:
         return len(self._lines[0]) + len(self._lines[1])
 
     def expected_wait_s(self) -> float:
-        """How long the last in line will wait, by how fast requests end while some wait."""
-        count = self.waiting + 1
+        """Seconds until the last in line is answered, by how fast requests end while some wait. Those that have
+        been let in and that no engine answers yet are before it."""
+        count = self.waiting + 1 + self._room.unanswered
         # Until one has ended while others waited: by how long requests hold their places (Little's law).
         first = count * self._stay_s / self.running if self.running else 0.0
         return self._pace.seconds_for(count, _now()) or first
@@ -134,14 +140,18 @@ class Admission:
         """ApiError where a request has no chance: cheap, and asked before its body is read."""
         if self._limits.per_key is not None and self._per_key[key] >= self._limits.per_key:
             raise _refused("This API key has as many requests in progress as it may have.", self._retry_after())
-        if self._queue_is_full and (self.waiting or self._room.full):
+        if self._too_slow or (self.waiting >= self._limits.queue and (self.waiting or self._room.full)):
             raise _refused("The service is at its capacity and its queue is full.", self._retry_after())
 
     @property
-    def _queue_is_full(self) -> bool:
-        # One may wait whatever the pace was: it is measured while somebody does.
-        too_slow = self.waiting > 0 and self.expected_wait_s() > _SURE * self._limits.wait_s
-        return self.waiting >= self._limits.queue or too_slow
+    def _too_slow(self) -> bool:
+        """Whether the last in line would most likely wait in vain."""
+        if self.waiting:
+            return self.expected_wait_s() > _SURE * self._limits.wait_s
+        # One may wait whatever the pace was: it is measured while somebody does. But prompts may queue at the
+        # engines, too, while there are places.
+        unanswered = self._room.unanswered
+        return self._pace.seconds_for(unanswered, _now()) > _SURE * self._limits.wait_s
 
     @asynccontextmanager
     async def admitted(self, key: str, want: Want) -> AsyncIterator[Place]:
@@ -169,7 +179,8 @@ class Admission:
             place = self._room.place(want)
             if place is not None:
                 return place
-            if self._queue_is_full:  # its own lane may be full while others are not
+            # Its own lane may be full while others are not.
+            if self.waiting >= self._limits.queue or self._too_slow:
                 raise _refused("The service is at its capacity and its queue is full.", self._retry_after())
         future: asyncio.Future[Place] = asyncio.get_running_loop().create_future()
         waiting = _Waiting(want.priority, next(self._numbers), want, future)

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from hexgen2.specs.classes import RequestClass, check_class_shares
 from hexgen2.specs.errors import InputError
-from hexgen2.specs.routing import PLACES_FACTOR
+from hexgen2.specs.places import PLACES_FACTOR
 from hexgen2.specs.urls import is_http
 
 Role = Literal["prefill", "decode", "colocated"]

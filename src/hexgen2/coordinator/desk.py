@@ -60,8 +60,8 @@ class Desk(Protocol):
         """Wait until some engine comes up; False where none does within the time."""
         ...
 
-    def turn(self, group: str, priority: int) -> AbstractAsyncContextManager[None]:
-        """A second leg's slot at a decode engine inside the block; EngineFailure where that goes down, or is
+    def turn(self, held: Held, priority: int) -> AbstractAsyncContextManager[None]:
+        """A second leg's slot at the decode engine inside the block; EngineFailure where that goes down, or is
         gone already."""
         ...
 
@@ -119,10 +119,12 @@ class LocalDesk:
             held.move(path)
         return path is not None
 
-    def turn(self, group: str, priority: int) -> AbstractAsyncContextManager[None]:
-        engine = self._fleet.engines.get(group)
+    def turn(self, held: Held, priority: int) -> AbstractAsyncContextManager[None]:
+        assert isinstance(held, Place)
+        engine = self._fleet.engines.get(held.path.target)
         if engine is None:
-            raise out_of_service(group)
+            raise out_of_service(held.path.target)
+        held.computed()
         return engine.gate.turn(priority)
 
     def leg(self, engine: Engine, by: int) -> None:

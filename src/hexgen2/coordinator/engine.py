@@ -10,7 +10,8 @@ from typing import Protocol
 from hexgen2.coordinator.config import EngineEndpoint
 from hexgen2.coordinator.errors import EngineFailure, FailureKind
 from hexgen2.coordinator.gate import Gate
-from hexgen2.specs.routing import engine_load, places
+from hexgen2.specs.places import PromptsAhead, places
+from hexgen2.specs.routing import engine_load
 
 # Where the plan does not say how much a group runs at once.
 _NOMINAL_BATCH = 256
@@ -37,7 +38,6 @@ class Engine:
     endpoint: EngineEndpoint
     places_factor: float = 1.0
     kv_full: float = 1.0
-    ahead: int = 0  # requests that prefill engines may have under way for it
     up: bool = False
     reason: str = "not yet asked"
     in_flight: int = 0
@@ -48,6 +48,7 @@ class Engine:
     max_model_len: int | None = None
     held: int = 0
     retired: bool = False  # it gets no new requests
+    ahead: PromptsAhead = field(default_factory=PromptsAhead)
     calls: set[Call] = field(default_factory=set)
     feeding: set[Call] = field(default_factory=set)
     down_since: float | None = None  # monotonic; None while it is up, and before it first was
@@ -89,7 +90,7 @@ class Engine:
     @property
     def places(self) -> int:
         """Requests that may be bound for it at once."""
-        return places(self.batch, self.places_factor) + self.ahead
+        return places(self.batch, self.places_factor) + self.ahead.number(self.batch)
 
     @property
     def kv_is_full(self) -> bool:

@@ -15,7 +15,8 @@ from hexgen2.coordinator.engine import Engine
 from hexgen2.coordinator.errors import EngineFailure, no_path
 from hexgen2.coordinator.prefixes import PrefixIndex
 from hexgen2.specs.classes import RequestSize
-from hexgen2.specs.routing import ClassRouter, Path, SmoothRouter, ahead
+from hexgen2.specs.places import prompts_at_most
+from hexgen2.specs.routing import ClassRouter, Path, SmoothRouter
 
 log = logging.getLogger(__name__)
 
@@ -51,11 +52,17 @@ class Place:
 
     def _take(self) -> None:
         self._target = self._fleet.engines[self.path.target]
+        self._since, self._computed_at = time.monotonic(), 0.0
         self._taken = min(self._most, max(1.0, self._target.places / 4))
         self._target.placed += self._taken
         self._held = [self._fleet.engines[group] for group in self.path.groups]
         for engine in self._held:
             engine.hold()
+
+    def computed(self) -> None:
+        """Its first leg is over."""
+        self._computed_at = time.monotonic()
+        self._target.ahead.computed(self._computed_at - self._since)
 
     def fetched(self) -> None:
         """The answer has begun: the engine that computed the prompt is not needed any more."""
@@ -73,6 +80,9 @@ class Place:
         if self._target.placed < 1e-6:
             self._target.placed = 0.0  # sums of thirds must not leave a rest
         self._taken = 0.0
+        if self._computed_at:
+            self._target.ahead.answered(time.monotonic() - self._computed_at)
+            self._computed_at = 0.0
         for engine in self._held:
             engine.release()
         self._held = []
@@ -144,9 +154,9 @@ class Fleet:
             Path(None, e.group_id, e.share, e.class_shares) for e in config.engines if e.role == "colocated"
         ]
         pairs = [Path(route.prefill, route.decode, route.share, route.class_shares) for route in config.routes]
-        coming = ahead(pairs, {group: engine.batch for group, engine in self.engines.items()})
+        most = prompts_at_most(pairs, {group: engine.batch for group, engine in self.engines.items()})
         for group, engine in self.engines.items():
-            engine.ahead = coming.get(group, 0)
+            engine.ahead.most = most.get(group, 0)
         by_decode: dict[str, float] = {}
         for route in config.routes:
             by_decode[route.decode] = by_decode.get(route.decode, 0.0) + route.share
@@ -271,6 +281,14 @@ class Fleet:
                 breaker.sent(now)
             self.prefixes.note(want.prefix, path)
         return path
+
+    @property
+    def unanswered(self) -> int:
+        """Requests in their first leg, and those whose second one waits for a slot."""
+        return sum(
+            engine.in_flight if engine.endpoint.role == "prefill" else engine.gate.waiting
+            for engine in self.engines.values()
+        )
 
     def any_engine(self) -> Engine | None:
         """The least busy engine that is up, for questions that any of them can answer."""

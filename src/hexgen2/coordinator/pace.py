@@ -13,12 +13,13 @@ class Pace:
     """Requests that end per second while somebody waits, those longer ago counted for less.
 
     While nobody waits requests end as fast as they come, which says nothing of how fast they could be served:
-    that time does not count.
+    that time does not count, unless they end faster then.
     """
 
     def __init__(self) -> None:
         self._ended = 0.0
         self._over_s = 0.0  # in which they ended
+        self._lately = 0.0  # requests that ended, whether somebody waited or not
         self._at = 0.0
         self._waits = False
 
@@ -27,6 +28,7 @@ class Pace:
         keep = math.exp((self._at - now) / _MEMORY_S)
         self._ended *= keep
         self._over_s *= keep
+        self._lately = self._lately * keep + ended
         if self._waits:
             self._ended += ended
             self._over_s += _MEMORY_S * (1 - keep)
@@ -45,4 +47,6 @@ class Pace:
         True
         """
         self.note(now, self._waits)
-        return count * self._over_s / self._ended if self._ended else 0.0
+        if self._ended < _FORGOTTEN:
+            return 0.0
+        return count * min(self._over_s / self._ended, _MEMORY_S / self._lately)

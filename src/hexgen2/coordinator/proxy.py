@@ -195,7 +195,7 @@ class Proxy:
         if isinstance(handoff, web.Response):
             return self._refused(exchange, handoff, path.prefill)
         with exchange.trace.part("kv_handoff") as exchange.handoff:
-            async with self._desk.turn(path.target, request.priority):
+            async with self._desk.turn(exchange.place, request.priority):
                 return await self._generate(exchange, path, self._first.second_body(request, handoff))
 
     async def _leg_1(
@@ -237,7 +237,7 @@ class Proxy:
         first: asyncio.Task[legs.Handoff | web.Response],
     ) -> web.StreamResponse:
         """Leg 2 with this body; or, where the decode engine had no place before leg 1 was over, as ever."""
-        async with self._desk.turn(path.target, exchange.sent.priority):
+        async with self._desk.turn(exchange.place, exchange.sent.priority):
             if first.done() and isinstance(handoff := first.result(), legs.Handoff):
                 body = self._first.second_body(exchange.sent, handoff)
             return await self._generate(exchange, path, body)

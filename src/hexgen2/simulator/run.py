@@ -18,8 +18,9 @@ from hexgen2.simulator.prefill import PrefillGroup
 from hexgen2.simulator.result import SimulationResult, summarise
 from hexgen2.simulator.sequence import Sequence
 from hexgen2.specs.classes import RequestSize
+from hexgen2.specs.places import PromptsAhead, places, prompts_at_most
 from hexgen2.specs.plan import Group, Plan, Slo
-from hexgen2.specs.routing import ClassRouter, Path, SmoothRouter, ahead, engine_load, places
+from hexgen2.specs.routing import ClassRouter, Path, SmoothRouter, engine_load
 
 PROGRESS_EVERY = 500
 """Requests between two calls of the progress function."""
@@ -82,8 +83,9 @@ class _Simulation:
         # and for the one that computes its prompt until that is done.
         self._bound_for = {group.id: 0 for group in plan.groups}
         self._max_batch = {group.id: group.max_batch for group in plan.groups}
-        coming = ahead(paths, self._max_batch)
-        self._places = {group.id: places(group.max_batch) + coming.get(group.id, 0) for group in plan.groups}
+        self._ahead = {group.id: PromptsAhead() for group in plan.groups}
+        for target, most in prompts_at_most(paths, self._max_batch).items():
+            self._ahead[target].most = most
         self._held: dict[tuple[SmoothRouter, ...], deque[Sequence]] = {}
         self._sequences = [
             Sequence(number, inputs, outputs, arrival)
@@ -128,7 +130,10 @@ class _Simulation:
         return path is not None
 
     def _has_place(self, path: Path) -> bool:
-        return not self._hold_back or self._bound_for[path.target] < self._places[path.target]
+        if not self._hold_back:
+            return True
+        batch = self._max_batch[path.target]
+        return self._bound_for[path.target] < places(batch) + self._ahead[path.target].number(batch)
 
     def _loads(self) -> dict[str, float]:
         used = {name: group.kv_used for name, group in self._prefill.items()}
@@ -140,7 +145,7 @@ class _Simulation:
         if not prompt_fits or sequence.inputs + sequence.outputs > self._engines[path.target].max_tokens:
             self._count_ended()  # the engine refuses it: it could never hold it
             return
-        sequence.path = path
+        sequence.path, sequence.chosen = path, self._events.now
         self._bound_for[path.target] += 1
         if path.prefill is None:
             sequence.pending = sequence.inputs
@@ -153,6 +158,7 @@ class _Simulation:
         path: Path = sequence.path
         assert path.prefill is not None
         self._bound_for[path.prefill] -= 1
+        self._ahead[path.target].computed(sequence.prefilled - sequence.chosen)
         self._engines[path.target].submit(sequence)
 
     def _fetch(self, sequence: Sequence) -> None:
@@ -169,7 +175,10 @@ class _Simulation:
         self._engines[path.target].arrived(sequence)
 
     def _answered(self, sequence: Sequence) -> None:
-        self._bound_for[sequence.path.target] -= 1
+        target = sequence.path.target
+        self._bound_for[target] -= 1
+        if sequence.path.prefill is not None:
+            self._ahead[target].answered(self._events.now - sequence.prefilled)
         self._count_ended()
         for routers, held in sorted(self._held.items(), key=lambda lane: lane[1][0].number):
             while held and self._let_in(held[0], routers):

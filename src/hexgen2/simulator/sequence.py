@@ -21,6 +21,7 @@ class Sequence:
     inputs: int
     outputs: int
     arrival: float
+    chosen: float = nan
     path: Any = None
     prefilled: float = nan
     transfer_start: float = nan

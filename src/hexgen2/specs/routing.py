@@ -6,17 +6,11 @@ One rule for the coordinator and the simulator. Pure and deterministic: the same
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from hexgen2.specs.classes import ClassShares, RequestClass, RequestSize
-
-PLACES_FACTOR = 1.2
-"""Requests that may be on their way to an engine or run there, over those that it is meant to run at once. What
-is above one keeps it fed while prompts are computed and KV caches are sent; more of it only holds memory at the
-prefill engines, and keeps the prompts of other decode engines from it."""
 
 
 @dataclass(frozen=True)
@@ -43,38 +37,6 @@ class Path:
 
     def __str__(self) -> str:
         return self.target if self.prefill is None else f"{self.prefill}->{self.target}"
-
-
-def places(max_batch: int, factor: float = PLACES_FACTOR) -> int:
-    """How many requests may be bound for an engine at once; the rest is held back before leg 1.
-
-    >>> places(8), places(10, 1.0)
-    (10, 10)
-    """
-    return math.ceil(max_batch * factor)
-
-
-def ahead(paths: Iterable[Path], max_batch: Mapping[str, int]) -> dict[str, int]:
-    """Requests that prefill engines may have under way for each engine that answers, beyond its own `places`.
-
-    A prefill engine runs up to ``max_batch`` prompts, for its targets in the proportion of its routes. Without
-    room for them, groups whose prompts take long beside their answers would run dry: what waits for a prompt
-    would fill the places of an engine that has nothing to do.
-
-    >>> paths = [Path("p0", "d0", 0.3), Path("p0", "d1", 0.1), Path(None, "c0", 0.6)]
-    >>> ahead(paths, {"p0": 8, "d0": 4, "d1": 4, "c0": 16})
-    {'d0': 6, 'd1': 2}
-    """
-    routes = [path for path in paths if path.prefill is not None and path.share > 0]
-    carried: dict[str | None, float] = {}
-    for path in routes:
-        carried[path.prefill] = carried.get(path.prefill, 0.0) + path.share
-    found: dict[str, float] = {}
-    for path in routes:
-        assert path.prefill is not None
-        part = max_batch[path.prefill] * path.share / carried[path.prefill]
-        found[path.target] = found.get(path.target, 0.0) + part
-    return {target: math.ceil(number - 1e-9) for target, number in found.items()}
 
 
 def engine_load(placed: float, max_batch: float, kv_used: float = 0.0) -> float:

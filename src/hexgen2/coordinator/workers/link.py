@@ -66,9 +66,9 @@ class Link:
     def _on_enter(self, id_: int, key: str, want: list[Any]) -> None:
         self._begin(id_, self._desk.admitted(key, want_in(want)))
 
-    def _on_turn(self, id_: int, group: str, priority: int) -> None:
+    def _on_turn(self, id_: int, place: int, priority: int) -> None:
         try:
-            self._begin(id_, self._desk.turn(group, priority))
+            self._begin(id_, self._desk.turn(self._places[place], priority))
         except EngineFailure as gone:
             self.wire.send("failed", id_, error_out(gone))
 

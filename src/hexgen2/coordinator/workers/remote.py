@@ -145,8 +145,9 @@ class RemoteDesk:
         return True
 
     @asynccontextmanager
-    async def turn(self, group: str, priority: int) -> AsyncIterator[None]:
-        async with self._held("turn", group, priority):
+    async def turn(self, held: Held, priority: int) -> AsyncIterator[None]:
+        assert isinstance(held, RemotePlace)
+        async with self._held("turn", held.id, priority):
             yield
 
     def leg(self, engine: Engine, by: int) -> None:
