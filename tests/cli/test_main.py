@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from hexgen2.cli.main import main
+
+PLAN = Path(__file__).parents[1] / "simulator" / "plan_20_gpus.json"
 
 
 @pytest.mark.parametrize(
@@ -69,6 +72,33 @@ def test_a_plan_file_cut_off_in_the_middle_is_a_mistake_in_one_line(
     captured = capsys.readouterr()
     assert captured.err.count("\n") == 1
     assert f"{path}: line 1: is not whole JSON" in captured.err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["simulate", "PLAN", "--workload", "hphd"],
+        ["explain", "PLAN", "--shadow"],
+        ["serve", "PLAN", "--engine", "emulated", "--port", "0"],
+        ["serve", "PLAN", "--port", "0"],
+        ["export", "PLAN", "--to", "shell", "-o", "out"],
+    ],
+    ids=" ".join,
+)
+def test_a_plan_of_another_model_is_a_mistake_in_one_line(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan, path = json.loads(PLAN.read_text()), tmp_path / "plan.json"
+    stages = plan["groups"][0]["stages"]
+    stages[-1]["layers"] -= 1
+    path.write_text(json.dumps(plan))
+    assert main([str(path) if part == "PLAN" else part for part in command]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    held = sum(stage["layers"] for stage in stages)
+    assert (
+        f"group {plan['groups'][0]['id']}: its stages hold {held} layers and llama-2-70b has 80; use the"
+        in line
+    )
 
 
 def test_help_of_every_command_works_without_loading_a_solver_or_a_server() -> None:

@@ -12,7 +12,7 @@ from hexgen2.scheduler import Problem, engine_profile
 from hexgen2.specs.catalog.models import load_model
 from hexgen2.specs.catalog.workloads import load_workload
 from hexgen2.specs.cluster import Cluster, load_cluster
-from hexgen2.specs.plan import Plan, Slo
+from hexgen2.specs.plan import Plan, Slo, check_groups
 
 PLANNING_LENGTHS = 256
 """Representative requests that stand for a workload in the cost model."""
@@ -46,11 +46,13 @@ def problem_for(args: argparse.Namespace, cluster: Cluster, source: str, rate: f
 
 def problem_of(plan: Plan) -> Problem:
     """The problem that a saved plan answers; its model, workload and profiles are read again."""
+    model = load_model(plan.model)
+    check_groups(plan, model, "plan")
     return Problem(
         cluster=plan.cluster,
         workload=plan.workload,
         lengths=load_workload(plan.workload).representative(PLANNING_LENGTHS),
-        cost=CostModel(load_model(plan.model), load_efficiencies(plan.profiles)),
+        cost=CostModel(model, load_efficiencies(plan.profiles)),
         engine=engine_profile(plan.engine),
         objective=plan.objective.name,
         slo=plan.slo,

@@ -39,9 +39,11 @@ def run(args: argparse.Namespace) -> int:
     from hexgen2.simulator import Requests, offline, poisson, replay, simulate
     from hexgen2.specs.catalog.models import load_model
     from hexgen2.specs.catalog.workloads import load_workload
-    from hexgen2.specs.plan import Slo, load_plan
+    from hexgen2.specs.plan import Slo, check_groups, load_plan
 
     plan = load_plan(args.plan)
+    model = load_model(plan.model)
+    check_groups(plan, model, args.plan)
     workload = load_workload(args.workload)
     rng = np.random.default_rng(args.seed)
     requests: Requests
@@ -52,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
         rate = args.rate or 0.75 * plan.throughput_rps
         requests = offline(lengths) if args.offline else poisson(lengths, rate, rng)
     slo = Slo(ttft_s=args.slo_ttft or plan.slo.ttft_s, tpot_s=args.slo_tpot or plan.slo.tpot_s)
-    cost = CostModel(load_model(plan.model), load_efficiencies(args.profile or plan.profiles))
+    cost = CostModel(model, load_efficiencies(args.profile or plan.profiles))
     with Progress(console=output.progress_console(), transient=True) as bar:
         task = bar.add_task("simulating", total=len(requests))
         result = simulate(

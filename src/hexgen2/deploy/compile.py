@@ -16,7 +16,7 @@ from hexgen2.deploy.site import HostSite, Site
 from hexgen2.deploy.spec import Deployment, ProcessSpec
 from hexgen2.specs.errors import InputError
 from hexgen2.specs.model import Model
-from hexgen2.specs.plan import Group, Plan
+from hexgen2.specs.plan import Group, Plan, check_groups
 
 
 def compile_plan(
@@ -60,11 +60,9 @@ def _prepared(
 ) -> tuple[EngineContext, Site]:
     """What all processes have in common; InputError where vLLM cannot run the plan."""
     options = options or EngineOptions()
-    if not plan.groups:
-        raise InputError(source, "groups", "is empty", "make the plan again")
+    check_groups(plan, model, source)
     if not model.location:
         raise InputError(source, "model", f"there are no weights for {plan.model!r}", "give a model directory")
-    _check_layers(plan, model, source)
     site = site or HostSite(plan.cluster, used_nodes(plan))
     agreed = numerics.agree(plan, model, options, source)
     transfer = kv_transfer.choose(plan, options, source)
@@ -193,15 +191,3 @@ def served_names(plan: Plan, model: Model) -> tuple[str, ...]:
     """What clients may call the model: the plan's name for it; a directory goes by its own name."""
     asked = Path(plan.model).name if "/" in plan.model else plan.model
     return tuple(dict.fromkeys((asked, model.name)))
-
-
-def _check_layers(plan: Plan, model: Model, source: str) -> None:
-    for group in plan.groups:
-        held = sum(stage.layers for stage in group.stages)
-        if held != model.layers:
-            raise InputError(
-                source,
-                f"group {group.id}",
-                f"its stages hold {held} layers and {model.name} has {model.layers}",
-                "serve the model that was planned for, or plan again",
-            )

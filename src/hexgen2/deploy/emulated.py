@@ -13,9 +13,8 @@ from hexgen2.deploy.ports import PortSource
 from hexgen2.deploy.ranks import node_of
 from hexgen2.deploy.site import Site
 from hexgen2.deploy.spec import Deployment, ProcessSpec
-from hexgen2.specs.errors import InputError
 from hexgen2.specs.model import Model
-from hexgen2.specs.plan import Plan
+from hexgen2.specs.plan import Plan, check_groups
 
 FLEET = "hexgen2.emulator.fleet"
 PLAN_FILE = "plan.json"
@@ -33,9 +32,9 @@ def compile_emulated(
     """The fleet's process and the coordinator in front of it, all on this machine whatever the plan's nodes.
 
     ``source`` is the plan's file, which the fleet reads again; ``profiles`` as for `plan`. InputError for a
-    plan without groups.
+    plan that nothing can run.
     """
-    _check(plan, source)
+    check_groups(plan, model, source)
     at = {group.id: ports(LOOPBACK) for group in plan.groups}
     urls = {group: f"http://{LOOPBACK}:{port}" for group, port in at.items()}
     names = served_names(plan, model)
@@ -71,8 +70,8 @@ def compile_emulated_groups(
     slowdown: float = 1.0,
 ) -> Deployment:
     """The groups' processes where the site says, and the coordinator in front of them. InputError for a plan
-    without groups."""
-    _check(plan, source)
+    that nothing can run."""
+    check_groups(plan, model, source)
     groups = [group.id for group in plan.groups]
     processes = emulated_processes(plan, groups, model, ports, site, profiles, slowdown)
     urls = {spec.group_id: url(spec.host, spec.ports["http"]) for spec in processes if spec.rank == 0}
@@ -134,11 +133,6 @@ def emulated_processes(
                 )
             processes.append(process)
     return tuple(processes)
-
-
-def _check(plan: Plan, source: str) -> None:
-    if not plan.groups:
-        raise InputError(source, "groups", "is empty", "make the plan again")
 
 
 def _note(plan: Plan) -> str:

@@ -14,6 +14,7 @@ from hexgen2.specs.base import Spec
 from hexgen2.specs.classes import RequestClass, check_class_shares
 from hexgen2.specs.cluster import Cluster, parse_cluster
 from hexgen2.specs.errors import InputError
+from hexgen2.specs.model import Model
 
 PLAN_VERSION = 1
 Role = Literal["prefill", "decode", "colocated"]
@@ -264,6 +265,22 @@ class Plan(Spec):
             for part in (*document["groups"], *document["routes"]):
                 del part["class_shares"]
         return {"version": document.pop("version"), "cluster": self.cluster.document(), **document}
+
+
+def check_groups(plan: Plan, model: Model, source: str) -> None:
+    """InputError for a plan that nothing can run: without groups, or with groups for another model than this,
+    which is what ``plan.model`` names now."""
+    if not plan.groups:
+        raise InputError(source, "groups", "is empty", "make the plan again")
+    for group in plan.groups:
+        held = sum(stage.layers for stage in group.stages)
+        if held != model.layers:
+            raise InputError(
+                source,
+                f"group {group.id}",
+                f"its stages hold {held} layers and {model.name} has {model.layers}",
+                "use the model that was planned for, or plan again",
+            )
 
 
 def load_plan(path: str | Path) -> Plan:
