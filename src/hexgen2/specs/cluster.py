@@ -22,6 +22,8 @@ GBPS = 1e9 / 8  # bytes/s in one gigabit per second
 _MAX_GPUS_PER_NODE = 1024  # no machine has as many: more is a slip, and would fill the memory with link tables
 _MAX_GPUS = 8192  # a table of the links between any two of them takes half a gigabyte
 
+_LEAST_GBPS = 1e-6
+
 
 def _no_slower_than_a_modem(gbps: float) -> float:
     if gbps < _LEAST_GBPS:
@@ -29,7 +31,6 @@ def _no_slower_than_a_modem(gbps: float) -> float:
     return gbps
 
 
-_LEAST_GBPS = 1e-6
 Gbps = Annotated[float, Field(gt=0, le=1e6), AfterValidator(_no_slower_than_a_modem)]
 """Gigabits per second. What lies outside is a slip in the unit, and would overflow where it is divided by."""
 HourlyPrice = Annotated[float, Field(ge=0, le=1e6)]
