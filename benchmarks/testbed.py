@@ -8,7 +8,7 @@ Needs root on Linux (iproute2, cgroups) and the extra `cpu`. Nodes are network n
 links, devices are parts of a core (`hexgen2.deploy.testbed`), engines are real vLLM engines with the shipped
 model. On each of two settings it
 
-1. measures the links by real transfers and, once for both, an engine on each type of device (`calibrate`);
+1. measures engines on all devices and hand-overs between them (`calibrate`), and the links by real transfers;
 2. plans; serves the plan at parts of its throughput (`--loads`), twice with the same requests (`--runs`), and
    simulates these;
 3. floods the plan, the same engines under round robin, and the best equal split, and compares throughputs.
@@ -34,12 +34,13 @@ from pathlib import Path
 from typing import Any
 
 from testbed_calibrate import calibrate, measure_links
-from testbed_clusters import CALIBRATED_AS, COMPUTE_BOUND, LINK_BOUND, MAX_BATCH, MODEL, WORKLOAD, cost_model
+from testbed_clusters import COMPUTE_BOUND, LINK_BOUND, MAX_BATCH, MODEL, WORKLOAD, cost_model
 from testbed_compare import IN_FLIGHT, compare, flood
 from testbed_fleet import serving
 from testbed_plans import best_equal, round_robin
 
 from hexgen2.calibrate.drive import Grid
+from hexgen2.calibrate.fit import Fit, Measured
 from hexgen2.calibrate.profile_file import profile_of, profile_text
 from hexgen2.cost import CostModel
 from hexgen2.cost.profile_files import load_efficiencies
@@ -146,10 +147,11 @@ def calibrated(arguments: argparse.Namespace) -> str:
     """A profile of all types of device, made now unless one is given: its file, or a shipped one's name."""
     if arguments.profile:
         return str(arguments.profile)
-    tell("calibrating: an engine on each type of device")
-    fits = calibrate(
-        CALIBRATED_AS, GRID, arguments.folder / "calibration", tell if arguments.verbose else silent
-    )
+    fits: dict[str, tuple[list[Measured], Fit]] = {}
+    for setting in chosen(arguments):
+        tell(f"calibrating the devices of {setting.name}")
+        folder = arguments.folder / f"{setting.name}-calibration"
+        fits |= calibrate(setting.cluster, GRID, folder, tell if arguments.verbose else silent)
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     load = f"load average before {os.getloadavg()[0]:.1f}"
     source = f"benchmarks/testbed.py: {MODEL} in parts of a core of {machine()}, {load}"
@@ -172,9 +174,15 @@ def calibrated(arguments: argparse.Namespace) -> str:
     (arguments.folder / "calibration.json").write_text(json.dumps(measured, indent=1) + "\n")
     for name, (points, fit) in fits.items():
         phases = dict.fromkeys(one.phase for one in points)
-        errors = ", ".join(f"{phase} {fit.median_error(points, phase):.1%}" for phase in phases)
+        median = {phase: fit.median_error(points, phase) for phase in phases} | dict(fit.apart)
+        errors = ", ".join(f"{phase} {error:.1%}" for phase, error in median.items())
         tell(f"{name}: median error of the fit {errors}")
     return str(file)
+
+
+def chosen(arguments: argparse.Namespace) -> list[Setting]:
+    """The settings asked for; all where only the profile is."""
+    return [setting for setting in SETTINGS if arguments.only in (None, "calibration", setting.name)]
 
 
 def versions() -> str:
@@ -257,12 +265,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         head = {"date": today, "machine": machine(), "load_before": load_before, "profile": profile}
         print(f"{today}, {machine()}, load average before {load_before:.1f}, profile {profile}")
         results = []
-        for setting in SETTINGS:
-            if arguments.only in (None, setting.name):
-                results.append(run(setting, cost, arguments))
-                show(results[-1])
-                if arguments.json:  # after each: the next may be interrupted
-                    arguments.json.write_text(json.dumps({**head, "settings": results}, indent=1) + "\n")
+        for setting in chosen(arguments) if arguments.only != "calibration" else ():
+            results.append(run(setting, cost, arguments))
+            show(results[-1])
+            if arguments.json:  # after each: the next may be interrupted
+                arguments.json.write_text(json.dumps({**head, "settings": results}, indent=1) + "\n")
     except InputError as error:
         print(f"benchmarks/testbed.py: {error}", file=sys.stderr)
         return 2

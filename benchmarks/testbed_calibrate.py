@@ -1,5 +1,5 @@
-"""Calibration on the test bed: each type of device by a real engine under its quota, what it takes to go on
-from another engine's KV cache, and each rate of link by real transfers between two nodes."""
+"""Calibration on the test bed: the types of device by real engines under their quotas, what handing over KV
+caches costs them, and each rate of link by real transfers between two nodes."""
 
 from __future__ import annotations
 
@@ -11,33 +11,34 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
-from testbed_clusters import WORKLOAD, cluster, cost_model, served_model
+from testbed_clusters import WORKLOAD, cost_model, served_model
 from testbed_fleet import engines
 from testbed_plans import equal_plan
 
 from hexgen2.calibrate.drive import Engine, Grid, measure
 from hexgen2.calibrate.fit import Fit, Measured
-from hexgen2.calibrate.handoff import measure_handoff
+from hexgen2.calibrate.handoff import Handoffs, measure_handoffs
 from hexgen2.calibrate.live import fit_live
 from hexgen2.calibrate.local import layout_of
 from hexgen2.cost import Efficiencies
-from hexgen2.deploy.testbed import Bed, cores_of
+from hexgen2.deploy.testbed import Bed
 from hexgen2.specs.cluster import Cluster, parse_cluster
 from hexgen2.specs.gpu import GpuType
 from hexgen2.specs.plan import Plan, Role
 
 PORT = 7000
-LINK_GBPS = 1.0
-HANDED_OVER = (64, 256, 480)
+HANDED_OVER = (64, 448)
 """Tokens of the prompts whose KV caches are handed over."""
 
 LARGEST, LEAST, LONGEST_S = 2**22, 2**20, 0.5
 """Bytes of the largest read: about the KV cache of a prompt, or what a slow link carries in half a second, but
 at least a megabyte."""
+
+LOAD = Grid(longest=560, tokens=2240, batch=4, repeats=1)
+"""What engines do that are done before the others."""
 
 START_S = 30.0
 Tell = Callable[[str], None]
@@ -45,61 +46,95 @@ Points = Mapping[str, tuple[list[Measured], Fit]]
 """By type of device: what was measured, and the fit."""
 
 
-def calibrate(kinds: Mapping[str, Role], grid: Grid, folder: Path, tell: Tell) -> Points:
-    """Measure an engine in the given role on a device of each type, all at once as they will serve; fit each
-    type. To those that decode, one more engine hands KV caches over."""
-    nodes = {f"n{place}": kind for place, kind in enumerate(kinds)}
-    roles = {node: kinds[kind] for node, kind in nodes.items()}
-    decoding = [kind for kind, role in kinds.items() if role == "decode"]
-    if decoding:
-        nodes["source"], roles["source"] = decoding[0], "prefill"
-    where = cluster("calibration", nodes, gbps=LINK_GBPS)
-    plan = equal_plan(where, roles, WORKLOAD, cost_model(Efficiencies()))
-    with Bed(where) as bed:
-        measured = asyncio.run(_measure(bed, plan, grid, folder, tell))
-    fits = {kind: fit_live(kind, points) for kind, points in measured.items()}
-    return {
-        kind.name: (points, _with_handoff(kind, fits[kind], points, fits)) for kind, points in measured.items()
-    }
+def calibrate(setting: Cluster, grid: Grid, folder: Path, tell: Tell) -> Points:
+    """Measure an engine on each of a setting's devices, all at once as they will serve, then hand-overs between
+    devices in pairs; fit each type to all of its devices."""
+    pairs = paired(setting)
+    roles: dict[str, Role] = {}
+    for source, target in pairs:
+        roles |= {setting.nodes[source].name: "prefill", setting.nodes[target].name: "decode"}
+    plan = equal_plan(setting, roles, WORKLOAD, cost_model(Efficiencies()))
+    with Bed(setting) as bed:
+        return asyncio.run(_measure(bed, plan, pairs, grid, folder, tell))
 
 
-def _with_handoff(kind: GpuType, fit: Fit, points: list[Measured], fits: Mapping[GpuType, Fit]) -> Fit:
-    """What taking over a KV cache costs a type on which it was not measured: in proportion to the processor, as
-    on the first one where it was. Else the planner would take it to cost nothing."""
-    if any(one.phase == "handoff" for one in points):
-        return fit
-    for other, known in fits.items():
-        if known.efficiency.handoff_overhead_s:
-            seconds = known.efficiency.handoff_overhead_s * cores_of(other) / cores_of(kind)
-            changed = fit.efficiency.model_copy(update={"handoff_overhead_s": seconds})
-            return replace(fit, efficiency=changed)
-    return fit
+def paired(setting: Cluster) -> list[tuple[int, int]]:
+    """Nodes in pairs, those with the fastest link between them first; every node once."""
+    links = sorted(
+        combinations(range(len(setting.nodes)), 2), key=lambda pair: -setting.node_link(*pair).bandwidth
+    )
+    found: list[tuple[int, int]] = []
+    for pair in links:
+        if not any(set(pair) & set(other) for other in found):
+            found.append(pair)
+    return found
 
 
-async def _measure(bed: Bed, plan: Plan, grid: Grid, folder: Path, tell: Tell) -> dict[GpuType, list[Measured]]:
+async def _measure(
+    bed: Bed, plan: Plan, pairs: Sequence[tuple[int, int]], grid: Grid, folder: Path, tell: Tell
+) -> Points:
     model = served_model()
     async with engines(bed, plan, folder) as deployment:
         bed.limit()
+        node_of = {group.gpus[0].partition("/")[0]: group.id for group in plan.groups}
+        targets = [
+            Engine(deployment.coordinator.engine(group).url, model, layout_of(plan, group))
+            for group in (node_of[node.name] for node in plan.cluster.nodes)
+        ]
+        points = await _grids(targets, grid, tell)
 
-        targets = {
-            group.id: Engine(deployment.coordinator.engine(group.id).url, model, layout_of(plan, group.id))
-            for group in plan.groups
-            if group.role != "prefill"
-        }
+        async def pair(source: int, target: int) -> list[tuple[int, int, Handoffs]]:
+            link = bed.wiring.cluster.node_link(source, target)
+            found = []
+            for a, b in ((source, target), (target, source)):
+                each = await measure_handoffs(targets[a], targets[b], link, HANDED_OVER, grid.repeats)
+                tell(f"hand-overs from {a} to {b}: {_words(each)}")
+                found.append((a, b, each))
+            return found
 
-        async def one(engine: Engine) -> list[Measured]:
-            name = engine.layout[0].gpu.name
-            return await measure(engine, grid, lambda line: tell(f"{name} {line}"))
+        handed = [one for found in await asyncio.gather(*(pair(*each) for each in pairs)) for one in found]
+    types: dict[GpuType, list[int]] = {}
+    for place, engine in enumerate(targets):
+        types.setdefault(engine.layout[0].gpu, []).append(place)
+    fitted: dict[str, tuple[list[Measured], Fit]] = {}
+    for gpu, places in types.items():
+        measured = [one for place in places for one in points[place]]
+        # Of a pair of unlike devices each type has its own side.
+        handoffs = [
+            Handoffs(each.sent if a in places else (), each.received if b in places else ())
+            for a, b, each in handed
+        ]
+        fitted[gpu.name] = measured, fit_live(gpu, measured, handoffs)
+    return fitted
 
-        measured = await asyncio.gather(*map(one, targets.values()))
-        found = dict(zip(targets, measured, strict=True))
-        link = bed.wiring.cluster.node_link(0, 1)
-        for route in plan.routes:
-            source = deployment.coordinator.engine(route.source).url
-            points = await measure_handoff(source, targets[route.target], link, HANDED_OVER, grid.repeats + 2)
-            tell(f"hand-over to {route.target}: {points[-1].seconds * 1e3:.4g} ms")
-            found[route.target] += points
-        return {targets[group].layout[0].gpu: points for group, points in found.items()}
+
+async def _grids(targets: Sequence[Engine], grid: Grid, tell: Tell) -> list[list[Measured]]:
+    """Every engine's grid. One that is done goes on until all are, unheard, so that each is measured beside as
+    much other work as it will have."""
+    going = len(targets)
+
+    async def one(place: int, engine: Engine) -> list[Measured]:
+        nonlocal going
+        name = f"{engine.layout[0].gpu.name} {place}"
+        found = await measure(engine, grid, lambda line: tell(f"{name} {line}"), seed=place)
+        going -= 1
+        while going:
+            await measure(engine, LOAD, seed=place)
+        return found
+
+    return list(await asyncio.gather(*(one(place, engine) for place, engine in enumerate(targets))))
+
+
+def _words(handoffs: Handoffs) -> str:
+    return "; ".join(
+        f"{sent.tokens} tokens: sending {_ms(sent.lost_s)}, taking over {_ms(received.lost_s)}, "
+        f"waiting {_ms(received.wait_s)} ms"
+        for sent, received in zip(handoffs.sent, handoffs.received, strict=True)
+    )
+
+
+def _ms(seconds: Sequence[float]) -> str:
+    return "/".join(f"{1e3 * one:.1f}" for one in seconds)
 
 
 def measure_links(bed: Bed, tell: Tell) -> Cluster:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from hexgen2.cost import CostModel, Efficiencies, Settings
@@ -10,7 +9,6 @@ from hexgen2.specs.catalog import gpu_type
 from hexgen2.specs.catalog.models import load_model
 from hexgen2.specs.cluster import Cluster, parse_cluster
 from hexgen2.specs.model import Model
-from hexgen2.specs.plan import Role
 
 MODEL = "tiny-llama"
 WORKLOAD = "lpld"
@@ -22,10 +20,6 @@ BLOCK = 32
 CORES = {"cpu-50": 0.5, "cpu-25": 0.25, "cpu-17": 0.17}
 """Parts of a core. The sum over a cluster leaves enough of two cores for the engines' HTTP servers, the
 coordinator and the client."""
-
-CALIBRATED_AS: Mapping[str, Role] = {"cpu-50": "colocated", "cpu-25": "decode", "cpu-17": "colocated"}
-"""The engine that a type is measured with, as it is used: one that hands KV caches on has NIXL in it, which
-takes a few percent of a core at all times."""
 
 MEMORY_GIB = 0.28
 """What an engine may fill, so that its KV cache is within `EngineOptions.cpu_kv_cache_limit`."""

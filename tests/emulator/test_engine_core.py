@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass, field
 
 import pytest
 from tests.waiting import HUNG_S, until
 
-from hexgen2.cost import CostModel, StageShape
+from hexgen2.cost import CostModel, Efficiencies, Profile, StageShape, default_efficiency
 from hexgen2.emulator import tokens
 from hexgen2.emulator.engine import EngineCore, Sequence
 from hexgen2.emulator.memory import KvMemory
@@ -167,6 +168,35 @@ def test_modelled_times_are_the_cost_models() -> None:
     assert decode.stages_s(Work(0, 0, 0, 16, 16 * 800)) == pytest.approx(
         [3 * cost.decode_step_seconds(layout, 16, 16 * 800)]
     )
+
+
+def test_modelled_hand_overs_are_the_cost_models() -> None:
+    gpu, model = gpu_type("A100-80G-SXM"), load_model("llama-2-13b")
+    update = {"handoff_overhead_s": 0.01, "handoff_byte_s": 1e-9, "handoff_wait_s": 0.02, "send_byte_s": 2e-9}
+    slow = default_efficiency(gpu).model_copy(update=update)
+    profile = Profile(name="slow", source="", date="", engine="", gpus={gpu.name: slow})
+    layout = (StageShape(gpu, 2, 40, gpu.link),)
+    timing = ModelledTiming(CostModel(model, Efficiencies([profile])).compiled(layout).costs, slowdown=3)
+    held = 800 * model.kv_bytes_per_token / 2
+    alone, taking = (
+        timing.stages_s(Work(0, 0, 0, 16, 16 * 800, taken=taken, taken_tokens=taken * 800))[0]
+        for taken in (0, 1)
+    )
+    assert taking - alone == pytest.approx(3 * (0.01 + held * 1e-9))
+    assert timing.handover_wait_s(800) == pytest.approx(3 * 0.02)
+    assert timing.sending_s(800) == pytest.approx([3 * held * 2e-9])
+
+
+async def test_sending_a_cache_keeps_the_next_prompt_waiting() -> None:
+    core = EngineCore(Recorded(send_per_token_s=0.005), max_batch=2)
+    core.start()
+    core.sent(10)
+    began = time.monotonic()
+    core.submit(prompt := Sequence([1] * 10, 1))
+    await until(lambda: prompt.generated == 1)
+    assert time.monotonic() - began > 0.04
+    assert core.busy_s == pytest.approx(0.05)
+    await core.stop()
 
 
 async def test_a_pipeline_has_a_batch_in_every_stage_and_no_more() -> None:

@@ -11,7 +11,7 @@ place of drifting to a limit.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import exp, log, sqrt
 from typing import Literal
 
@@ -20,12 +20,10 @@ from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
 from hexgen2.cost import CostModel, Efficiencies, Efficiency, Layout, Profile, Settings
-from hexgen2.cost.capacity import decode_cycle
-from hexgen2.specs.gpu import Link
 from hexgen2.specs.model import Model
 
 FloatArray = NDArray[np.float64]
-Phase = Literal["prefill", "decode", "handoff"]
+Phase = Literal["prefill", "decode"]
 
 LIMITS: Mapping[str, tuple[float, float]] = {
     "compute": (0.01, 1.0),
@@ -42,7 +40,6 @@ LIMITS: Mapping[str, tuple[float, float]] = {
     "prompt_overhead_s": (1e-7, 1.0),
     "sequence_overhead_s": (1e-9, 0.1),
     "request_overhead_s": (1e-7, 1.0),
-    "handoff_overhead_s": (1e-7, 1.0),
 }
 """What a fitted parameter may be; a parameter that ends at a limit was not determined."""
 
@@ -75,8 +72,7 @@ class Measured:
     """A measured time of one replica of a model.
 
     ``prefill``: ``batch`` prompts of ``tokens`` tokens each, all at once. ``decode``: a step of ``batch``
-    sequences with ``tokens`` tokens of context each. ``handoff``: from the request to an idle engine that takes
-    the KV cache of a prompt of ``tokens`` tokens over ``link``, to its first token.
+    sequences with ``tokens`` tokens of context each.
     """
 
     model: Model
@@ -85,15 +81,11 @@ class Measured:
     batch: int
     tokens: float
     seconds: float
-    link: Link | None = None
 
     def predicted(self, cost: CostModel) -> float:
         """The cost model's time for it."""
         if self.phase == "prefill":
             return cost.prefill_seconds(self.layout, [round(self.tokens)] * self.batch)
-        if self.phase == "handoff":
-            sent = 0.0 if self.link is None else self.link.seconds(self.tokens * cost.model.kv_bytes_per_token)
-            return sent + decode_cycle(cost.compiled(self.layout).costs, 1, self.tokens, taken=1)
         return cost.decode_step_seconds(self.layout, self.batch, self.batch * self.tokens)
 
 
@@ -113,11 +105,15 @@ class Interval:
 
 @dataclass(frozen=True)
 class Fit:
-    """Fitted efficiencies, the interval of each fitted parameter, and predicted / measured − 1 of each time."""
+    """Fitted efficiencies, the interval of each fitted parameter, and predicted / measured − 1 of each time.
+
+    ``apart``: median absolute errors of what was fitted apart (hand-overs).
+    """
 
     efficiency: Efficiency
     intervals: Mapping[str, Interval]
     errors: tuple[float, ...]
+    apart: Mapping[str, float] = field(default_factory=dict)
 
     def median_error(self, measured: Sequence[Measured], phase: Phase) -> float:
         """Median of the absolute relative errors of a phase; ``measured`` is what was fitted."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hexgen2.calibrate.fit import Fit, Measured, fit
-from hexgen2.cost import default_efficiency
+from hexgen2.calibrate.handoff import Handoffs
+from hexgen2.calibrate.handoff_fit import with_handoffs
+from hexgen2.cost import CostModel, Efficiencies, Profile, default_efficiency
 from hexgen2.specs.gpu import GpuType
 
 FREE = (
@@ -22,8 +24,9 @@ FREE = (
 )
 
 
-def fit_live(gpu: GpuType, measured: Sequence[Measured]) -> Fit:
-    """Begin at the type's default; links are fitted where a layout has some.
+def fit_live(gpu: GpuType, measured: Sequence[Measured], handoffs: Sequence[Handoffs] = ()) -> Fit:
+    """Begin at the type's default; links are fitted where a layout has some. ``handoffs``: between engines of
+    which the sending or the receiving ones are of the type, the others left out.
 
     The overheads that are zero by default begin at a small time: parameters are fitted as logarithms.
     """
@@ -38,7 +41,6 @@ def fit_live(gpu: GpuType, measured: Sequence[Measured]) -> Fit:
     )
     spread = any(stage.tp > 1 or stage.upstream for one in measured for stage in one.layout)
     free = (*FREE, "link") if spread else FREE
-    if any(one.phase == "handoff" for one in measured):
-        start = start.model_copy(update={"handoff_overhead_s": default.step_overhead_s})
-        free = (*free, "handoff_overhead_s")
-    return fit(gpu.name, measured, start, free)
+    fitted = fit(gpu.name, measured, start, free)
+    profile = Profile(name="fit", source="", date="", engine="", gpus={gpu.name: fitted.efficiency})
+    return with_handoffs(fitted, CostModel(measured[0].model, Efficiencies([profile])), handoffs)

@@ -28,7 +28,10 @@ def profile_of(
         phases = sorted({one.phase for one in measured})
         records[gpu] = FitRecord(
             measurements=len(measured),
-            median_error={phase: _rounded(result.median_error(measured, phase)) for phase in phases},
+            median_error={
+                **{phase: _rounded(result.median_error(measured, phase)) for phase in phases},
+                **{phase: _rounded(error) for phase, error in result.apart.items()},
+            },
             confidence={
                 field: (_rounded(interval.low), _rounded(interval.high))
                 for field, interval in result.intervals.items()

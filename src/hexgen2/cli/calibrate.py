@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from hexgen2.calibrate.drive import Grid
     from hexgen2.calibrate.fit import Fit, Measured
+    from hexgen2.calibrate.handoff import Handoffs
     from hexgen2.specs.model import Model
 
 
@@ -43,7 +45,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--handoff-from",
         metavar="URL",
-        help="a prefill engine: measure also what it takes the URLs (decode engines) to go on from its KV",
+        help="a prefill engine of that GPU type: measure also what handing KV caches to the URLs (decode "
+        "engines) costs it and them",
     )
     inputs.add_api_key(parser)
     parser.add_argument("--name", help="name of the profile (default: that of the file)")
@@ -114,13 +117,13 @@ def _calibrate(args: argparse.Namespace) -> int:
     batch = min(args.batch, BATCH) if args.local else args.batch
     grid = Grid(args.longest, args.tokens, batch, args.repeats)
     try:
-        measured = asyncio.run(_measure(args, model, grid, console))
+        measured, handoffs = asyncio.run(_measure(args, model, grid, console))
     except EngineFailed as failure:
         print(f"hexgen2 calibrate: {failure}", file=sys.stderr)
         return 1
     if not measured:
         raise InputError("hexgen2 calibrate", "", "no point could be measured", "raise --longest or --tokens")
-    fitted = fit_live(gpu_type(args.gpu), measured)
+    fitted = fit_live(gpu_type(args.gpu), measured, handoffs)
     date = datetime.datetime.now(datetime.UTC).date().isoformat()
     source = f"hexgen2 calibrate: {model.name} on {args.gpu}, {len(measured)} points"
     name = args.name or Path(args.output).stem
@@ -134,14 +137,17 @@ def _calibrate(args: argparse.Namespace) -> int:
     return 0
 
 
-async def _measure(args: argparse.Namespace, model: Model, grid: Grid, console: Console) -> list[Measured]:
+async def _measure(
+    args: argparse.Namespace, model: Model, grid: Grid, console: Console
+) -> tuple[list[Measured], list[Handoffs]]:
     from hexgen2.calibrate import local
     from hexgen2.calibrate.drive import Engine, measure
-    from hexgen2.calibrate.handoff import PROMPTS, measure_handoff
+    from hexgen2.calibrate.handoff import PROMPTS, measure_handoffs
 
     usual = [(1, 1), (2, 1), (1, 2)] if args.local else [(1, 1)] * len(args.urls)
     layouts: list[tuple[int, int]] = args.layout or usual
     found: list[Measured] = []
+    handoffs: list[Handoffs] = []
     for place, (tp, pp) in enumerate(layouts):
         plan = local.one_group(args.gpu, model, args.model, tp, pp)
         layout = local.layout_of(plan)
@@ -151,14 +157,15 @@ async def _measure(args: argparse.Namespace, model: Model, grid: Grid, console: 
             engine = Engine(url, model, layout, args.api_key)
             found += await measure(engine, grid, console.print)
             if args.handoff_from:
-                source = inputs.service(args.handoff_from)
+                source = replace(engine, url=inputs.service(args.handoff_from))
                 prompts = [tokens for tokens in PROMPTS if tokens < grid.longest]
-                found += await measure_handoff(source, engine, None, prompts, grid.repeats)
+                console.print(f"measuring hand-overs from {source.url}")
+                handoffs.append(await measure_handoffs(source, engine, None, prompts, grid.repeats))
         else:
             console.print(f"starting TP {tp}, PP {pp}, log in {args.run_directory}")
             async with local.running(plan, model, args.run_directory) as url:
                 found += await measure(Engine(url, model, layout), grid, console.print)
-    return found
+    return found, handoffs
 
 
 def _serve_links(args: argparse.Namespace) -> int:
@@ -252,3 +259,5 @@ def _show(console: Console, measured: Sequence[Measured], fitted: Fit) -> None:
             if errors:
                 middle = sorted(errors)[len(errors) // 2]
                 console.print(f"TP {tp}, PP {pp}, {phase}: median error {middle:.1%} of {len(errors)} points")
+    for what, error in fitted.apart.items():
+        console.print(f"{what}: median error {error:.1%}")

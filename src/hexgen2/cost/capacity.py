@@ -81,14 +81,29 @@ def prefill_latency(first: Sequence[float], total: Sequence[float]) -> float:
     return sum(first) + max(everything - one for everything, one in zip(total, first, strict=True))
 
 
-def decode_cycle(costs: Sequence[StageCost], batch: float, context: float, taken: float = 0.0) -> float:
+def with_sending(
+    costs: Sequence[StageCost], times: Sequence[float], requests: float, tokens: float
+) -> list[float]:
+    """The seconds of each stage for prompts, and for sending their KV caches to decode groups."""
+    return [busy + cost.sending_s(requests, tokens) for busy, cost in zip(times, costs, strict=True)]
+
+
+def decode_cycle(
+    costs: Sequence[StageCost], batch: float, context: float, taken: float = 0.0, taken_tokens: float = 0.0
+) -> float:
     """Seconds in which each of ``batch`` sequences with ``context`` tokens in all gets one token; ``taken`` of
-    them go on from a KV cache that came from elsewhere.
+    them go on from a KV cache that came from elsewhere, of ``taken_tokens`` tokens in all.
 
     p stages run min(p, batch) micro-batches. A micro-batch comes around when it has passed all stages, and when
     each of the others has passed the slowest one.
     """
-    return cycle_seconds(costs, batch, batch, 0.0, context, batch, taken=taken)
+    return cycle_seconds(costs, batch, batch, 0.0, context, batch, taken=taken, taken_tokens=taken_tokens)
+
+
+def handover_wait(costs: Sequence[StageCost], tokens: float) -> float:
+    """Seconds that a request of ``tokens`` tokens waits for its KV cache beyond the links' time: that of the
+    stage that it takes longest to reach."""
+    return max(cost.wait_s + tokens * cost.wait_token_s for cost in costs)
 
 
 def cycle_seconds(
@@ -100,6 +115,7 @@ def cycle_seconds(
     yields: float,
     begun: float = 0.0,
     taken: float = 0.0,
+    taken_tokens: float = 0.0,
 ) -> float:
     """Seconds in which an iteration's work (see `StageCost.seconds`) passes a pipeline of p stages.
 
@@ -111,7 +127,13 @@ def cycle_seconds(
     total = slowest = 0.0
     for cost in costs:
         seconds = cost.seconds(
-            tokens / micro, squares / micro, context / micro, yields / micro, begun / micro, taken / micro
+            tokens / micro,
+            squares / micro,
+            context / micro,
+            yields / micro,
+            begun / micro,
+            taken / micro,
+            taken_tokens / micro,
         )
         total += seconds
         slowest = max(slowest, seconds)
@@ -121,7 +143,8 @@ def cycle_seconds(
 def prefill_capacity(
     costs: Sequence[StageCost], moments: Moments, max_tokens: int, settings: Settings
 ) -> PrefillCapacity:
-    """1 / (seconds that the slowest stage spends per request), in batches that fill the token budget.
+    """1 / (seconds that the slowest stage spends per request), in batches that fill the token budget and whose
+    KV caches it sends.
 
     ``max_tokens``: KV tokens that fit, which may ask for a smaller budget (`Settings.prefill_budget`). No
     capacity when the longest prompt does not fit.
@@ -133,7 +156,8 @@ def prefill_capacity(
     if moments.longest_input > max_tokens:
         return PrefillCapacity(0.0, latency, 0, slowest, 0)
     batch = max(1, min(settings.max_batch, floor(budget / moments.input)))
-    _, times = prefill_times(costs, batch * moments.input, batch * moments.input_sq, batch, budget)
+    _, busy = prefill_times(costs, batch * moments.input, batch * moments.input_sq, batch, budget)
+    times = with_sending(costs, busy, batch, batch * moments.input)
     slowest = max(range(len(times)), key=times.__getitem__)
     most = max(batch, min(settings.max_batch, floor(max_tokens / moments.input)))
     return PrefillCapacity(batch / times[slowest], latency, batch, slowest, most)
@@ -152,7 +176,8 @@ def decode_capacity(
     """
 
     def cycle(batch: int) -> float:
-        return decode_cycle(costs, batch, batch * moments.context, batch / moments.output)
+        taken = batch / moments.output
+        return decode_cycle(costs, batch, batch * moments.context, taken, taken * moments.input)
 
     batch, kv_limited = _largest_batch(cycle, moments, max_tokens, settings, settings.max_batch, tpot_s)
     seconds = cycle(max(1, batch))

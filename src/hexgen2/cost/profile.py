@@ -24,6 +24,11 @@ OVERHEADS = (
     "sequence_overhead_s",
     "request_overhead_s",
     "handoff_overhead_s",
+    "handoff_byte_s",
+    "handoff_wait_s",
+    "handoff_wait_byte_s",
+    "send_overhead_s",
+    "send_byte_s",
 )
 
 
@@ -43,7 +48,13 @@ class Efficiency(Spec):
     detokenising, keeping its books. ``request_overhead_s`` per request whose prompt begins, and
     ``handoff_overhead_s`` per request whose KV cache came from elsewhere, on the first stage: HTTP, entering
     and leaving the engine's books, asking for the cache. Both take time from the other requests of the engine,
-    as they do where the server shares the model's processor; beside a GPU they hardly do. ``large_link``,
+    as they do where the server shares the model's processor; beside a GPU they hardly do. So do
+    ``handoff_byte_s`` per byte of KV cache that a GPU of a decode group takes in, ``send_overhead_s`` per KV
+    cache that a prefill group sends (on the first stage) and ``send_byte_s`` per byte that a GPU of it sends:
+    with RDMA next to nothing, over TCP the copying, which the model's processor does on a CPU engine. What only
+    the request itself waits for, beyond the link's time: ``handoff_wait_s`` and, per byte that a GPU takes in,
+    ``handoff_wait_byte_s`` (notifications, polling, a processor that is shared while the cache comes).
+    ``large_link``,
     ``large_message_bytes``: of an all-reduce's message, what goes beyond so many bytes is sent at that fraction
     of the link in place of ``link``. ``reduce_hops``: the latencies of a link that an all-reduce inside a node
     takes at most; a ring takes 2·(t−1), kernels that read all peers at once fewer.
@@ -61,6 +72,11 @@ class Efficiency(Spec):
     sequence_overhead_s: float = Field(default=0.0, ge=0)
     request_overhead_s: float = Field(default=0.0, ge=0)
     handoff_overhead_s: float = Field(default=0.0, ge=0)
+    handoff_byte_s: float = Field(default=0.0, ge=0)
+    handoff_wait_s: float = Field(default=0.0, ge=0)
+    handoff_wait_byte_s: float = Field(default=0.0, ge=0)
+    send_overhead_s: float = Field(default=0.0, ge=0)
+    send_byte_s: float = Field(default=0.0, ge=0)
     large_link: float | None = Field(default=None, gt=0, le=1.5)
     large_message_bytes: float | None = Field(default=None, gt=0)
     reduce_hops: float | None = Field(default=None, gt=0)

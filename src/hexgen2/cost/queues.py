@@ -13,7 +13,7 @@ from math import exp, sqrt
 
 import numpy as np
 
-from hexgen2.cost.capacity import decode_cycle, prefill_latency, prefill_times
+from hexgen2.cost.capacity import decode_cycle, prefill_latency, prefill_times, with_sending
 from hexgen2.cost.memory import Settings
 from hexgen2.cost.moments import Moments
 from hexgen2.cost.queueing import (
@@ -258,7 +258,7 @@ def prompt_queue(
     def times(count: float) -> list[float]:
         tokens, squares = count * moments.input, count * moments.input_sq
         if not beside:
-            return prefill_times(costs, tokens, squares, count, budget)[1]
+            return with_sending(costs, prefill_times(costs, tokens, squares, count, budget)[1], count, tokens)
         micro = len(costs)
         if not settings.chunked_prefill:
             return [cost.seconds(tokens / micro, squares / micro, 0.0, count / micro) for cost in costs]
@@ -330,7 +330,10 @@ def answer_queue(
     """The decoding of a layout; step times between `GRID` sizes are interpolated (they are nearly straight)."""
     sizes = np.unique(np.rint(np.geomspace(1, places, GRID)).astype(int))
     taken = 0.0 if colocated else 1 / moments.output
-    known = [decode_cycle(costs, int(size), int(size) * moments.context, size * taken) for size in sizes]
+    known = [
+        decode_cycle(costs, int(size), int(size) * moments.context, size * taken, size * taken * moments.input)
+        for size in sizes
+    ]
     steps = np.interp(np.arange(1, places + 1), sizes, np.array(known))
     return AnswerQueue(steps, moments.output)
 

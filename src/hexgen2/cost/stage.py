@@ -33,7 +33,10 @@ class StageCost:
     gather_s                        per sequence that yields a token: gathering the logits over TP, sampling
     fixed_s                         per iteration: latencies and overheads of the layers
     step_s, prompt_s                per iteration, and per iteration with prompts: overheads beside the layers
-    request_s, handoff_s            per request whose prompt begins, and per one whose KV cache was taken over
+    request_s                       per request whose prompt begins
+    handoff_s, handoff_token_s      per request whose KV cache was taken over, and per token of its prompt
+    wait_s, wait_token_s            that such a request alone waits, beyond the links' time
+    send_s, send_token_s            per KV cache that is sent to a decode group, and per token of its prompt
     launch_s                        per iteration: the host's time to launch the layers' kernels
     large_token_s, small_tokens     per token beyond ``small_tokens`` of an iteration: all-reduces are slower
     """
@@ -58,6 +61,11 @@ class StageCost:
     prompt_s: float
     request_s: float
     handoff_s: float
+    handoff_token_s: float
+    wait_s: float
+    wait_token_s: float
+    send_s: float
+    send_token_s: float
     launch_s: float
     large_token_s: float
     small_tokens: float
@@ -70,10 +78,12 @@ class StageCost:
         yields: float,
         begun: float = 0.0,
         taken: float = 0.0,
+        taken_tokens: float = 0.0,
     ) -> float:
         """One iteration: ``tokens`` go through, of them prompts with Σs² = ``squares``; decoding sequences have
         ``context`` tokens of KV cache together; ``yields`` sequences get a next token; the prompts of ``begun``
-        requests begin, and ``taken`` others go on from a KV cache that came from elsewhere.
+        requests begin, and ``taken`` others go on from KV caches that came from elsewhere, of ``taken_tokens``
+        tokens in all.
 
         Pure prefill has context 0, pure decode squares 0 and tokens = yields.
         """
@@ -88,12 +98,16 @@ class StageCost:
             busy += self.moe_layers * max(tokens * self.moe_token_s + attention, read)
         # Reading the KV cache stays outside of the maximum, so that the time is linear in the context.
         total = max(busy, self.launch_s) + context * self.context_s + self.step_s
-        total += begun * self.request_s + taken * self.handoff_s
+        total += begun * self.request_s + taken * self.handoff_s + taken_tokens * self.handoff_token_s
         if squares:
             total += self.prompt_s
         if yields and self.head_read_s:
             total += max(yields * self.head_token_s, self.head_read_s) + yields * self.gather_s
         return total
+
+    def sending_s(self, caches: float, tokens: float) -> float:
+        """Seconds that sending so many KV caches, of ``tokens`` tokens in all, takes from the stage's work."""
+        return caches * self.send_s + tokens * self.send_token_s
 
     def touched(self, tokens: float) -> float:
         """Expected routed experts that ``tokens`` tokens visit: E·(1 − (1 − k/E)^n), evenly routed.
@@ -125,11 +139,14 @@ def stage_cost(
 
     kv_shards = min(tp, model.kv_shards)
     kv_rate = kv_shards * gpu.memory_bandwidth * efficiency.kv
+    # What a GPU of the stage holds of a token, which is what it sends or takes in.
+    held_bytes = layers * model.kv_bytes_per_token_layer / kv_shards
+    first = first_layer == 0
 
     link, upstream = _derated(stage.link, efficiency.link), _derated(stage.upstream, efficiency.link)
     hidden_bytes = model.hidden_size * model.activation_bytes
     # Two all-reduces a layer (after attention and after the MLP), one for the embedding on the first stage.
-    reductions = 2 * layers + (first_layer == 0)
+    reductions = 2 * layers + first
     # Kernels that read all peers at once need the GPUs' own links; over a network it is a ring.
     inside = stage.link is not None and stage.link.latency <= gpu.link.latency
     hops = efficiency.reduce_hops if inside else None
@@ -175,8 +192,13 @@ def stage_cost(
         fixed_s=fixed_s,
         step_s=efficiency.step_overhead_s,
         prompt_s=efficiency.prompt_overhead_s,
-        request_s=efficiency.request_overhead_s if first_layer == 0 else 0.0,
-        handoff_s=efficiency.handoff_overhead_s if first_layer == 0 else 0.0,
+        request_s=efficiency.request_overhead_s if first else 0.0,
+        handoff_s=efficiency.handoff_overhead_s if first else 0.0,
+        handoff_token_s=held_bytes * efficiency.handoff_byte_s,
+        wait_s=efficiency.handoff_wait_s if first else 0.0,
+        wait_token_s=held_bytes * efficiency.handoff_wait_byte_s,
+        send_s=efficiency.send_overhead_s if first else 0.0,
+        send_token_s=held_bytes * efficiency.send_byte_s,
         launch_s=layers * efficiency.layer_launch_s,
         large_token_s=large_token_s,
         small_tokens=small_tokens,

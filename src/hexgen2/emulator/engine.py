@@ -95,6 +95,7 @@ class EngineCore:
         self._wake = asyncio.Event()
         self._between = asyncio.Event()  # set while no iteration is under way in the first stage
         self._between.set()
+        self._free = [0.0] * timing.depth  # when each stage has done what it has
         self._task: asyncio.Task[None] | None = None
         self._flying = 0
         self._leaving: set[asyncio.Task[None]] = set()
@@ -118,6 +119,14 @@ class EngineCore:
         self.waiting.append(sequence)
         self._wake.set()
 
+    def sent(self, tokens: int) -> None:
+        """The KV cache of so many tokens has been fetched from here: sending it takes time from the iterations
+        that have not begun yet."""
+        times, now = self.timing.sending_s(tokens), time.monotonic()
+        if any(times):
+            self._free[:] = [max(now, free) + seconds for free, seconds in zip(self._free, times, strict=True)]
+            self.busy_s += max(times)
+
     def abort(self, sequence: Sequence) -> None:
         """Frees the slot at once; a sequence that has ended is left alone."""
         if sequence in self.running or sequence in self.waiting:
@@ -135,12 +144,15 @@ class EngineCore:
         return sum(s.context for s in self.running)
 
     async def _loop(self) -> None:
-        free = [0.0] * self.timing.depth  # when each stage has done what it has
+        free = self._free
         idle = True
         while True:
             if self.frozen or not (self.running or self.waiting) or self._flying >= len(free):
                 await self._woken()
                 idle = True
+                continue
+            if (sending_s := free[0] - time.monotonic()) > 0:
+                await asyncio.sleep(sending_s)
                 continue
             self._admit()
             self._grow()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import time
@@ -198,6 +199,7 @@ class EmulatedEngine:
         held = self.kv_store.pull(request.match_info["key"])
         if held is None:
             return web.json_response({}, status=410)
+        self.core.sent(held.tokens)
         return web.json_response({"fingerprint": held.fingerprint, "tokens": held.tokens})
 
     async def _metrics(self, _: web.Request) -> web.Response:
@@ -300,6 +302,7 @@ class EmulatedEngine:
             source = str(g.kv.get("remote_engine_id")).rpartition("-")[0]
             await self._transfers.move(source, len(prompt))
             right = await kv_cache.fetch(self._session, g.kv, prompt)
+            await asyncio.sleep(self.config.timing.handover_wait_s(len(prompt)))
         except kv_cache.PullFailed as error:
             self.core.memory.give(blocks)
             self.kv_failed += 1

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from typing_extensions import override
 
-from hexgen2.cost.capacity import cycle_seconds
+from hexgen2.cost.capacity import cycle_seconds, handover_wait
 from hexgen2.cost.stage import StageCost
 
 
@@ -17,7 +17,8 @@ from hexgen2.cost.stage import StageCost
 class Work:
     """What one iteration carries: ``prompt_tokens`` of ``prompts`` prompts (or chunks of them) with Σ of their
     squares' growth ``squares``, and ``batch`` sequences that decode over ``context`` tokens together. Of these,
-    ``begun`` prompts begin, and ``taken`` sequences go on from a KV cache that came from elsewhere."""
+    ``begun`` prompts begin, and ``taken`` sequences go on from KV caches of ``taken_tokens`` tokens in all that
+    came from elsewhere."""
 
     prompts: int
     prompt_tokens: int
@@ -26,6 +27,7 @@ class Work:
     context: int
     begun: int = 0
     taken: int = 0
+    taken_tokens: int = 0
 
 
 class Timing(Protocol):
@@ -44,6 +46,14 @@ class Timing(Protocol):
         """Seconds until the KV cache of `tokens` prompt tokens has arrived from another engine."""
         ...
 
+    def handover_wait_s(self, tokens: int) -> float:
+        """Seconds that a request waits for such a cache beyond its transfer."""
+        ...
+
+    def sending_s(self, tokens: int) -> Sequence[float]:
+        """Seconds that sending the KV cache of so many tokens takes from each stage's iterations."""
+        ...
+
 
 @dataclass(frozen=True)
 class LinearTiming:
@@ -55,6 +65,7 @@ class LinearTiming:
     step_per_sequence_s: float = 0.0
     step_per_context_token_s: float = 0.0
     kv_per_token_s: float = 0.0
+    send_per_token_s: float = 0.0
 
     @property
     def depth(self) -> int:
@@ -69,6 +80,12 @@ class LinearTiming:
 
     def kv_transfer_s(self, tokens: int) -> float:
         return tokens * self.kv_per_token_s
+
+    def handover_wait_s(self, tokens: int) -> float:
+        return 0.0 * tokens
+
+    def sending_s(self, tokens: int) -> Sequence[float]:
+        return (tokens * self.send_per_token_s,)
 
 
 @dataclass(frozen=True)
@@ -103,12 +120,19 @@ class ModelledTiming:
             sequences,
             work.begun,
             work.taken,
+            work.taken_tokens,
         )
         return (self.slowdown * seconds,)
 
     def kv_transfer_s(self, tokens: int) -> float:
         """Nothing: transfers take the time of the links they share (see `fleet`)."""
         return 0.0 * tokens
+
+    def handover_wait_s(self, tokens: int) -> float:
+        return self.slowdown * handover_wait(self.costs, tokens)
+
+    def sending_s(self, tokens: int) -> Sequence[float]:
+        return [self.slowdown * cost.sending_s(1, tokens) for cost in self.costs]
 
 
 class Transfers(Protocol):

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from heapq import heappop, heappush
 from math import ceil, sqrt
 
-from hexgen2.cost.capacity import cycle_seconds
+from hexgen2.cost.capacity import cycle_seconds, decode_cycle
 from hexgen2.cost.memory import Settings
 from hexgen2.cost.replica import Compiled
 from hexgen2.simulator.blocks import Blocks
@@ -66,8 +66,9 @@ class Engine:
         self._running: dict[int, Sequence] = {}
         self._ends: list[tuple[int, int, Sequence]] = []
         self._fetching = 0
-        self._taken = 0  # since the last step began
-        self._handoffs = any(cost.handoff_s for cost in compiled.costs)
+        self._taken = 0  # KV caches taken over since the last step began, and their tokens
+        self._taken_tokens = 0
+        self._handoffs = any(cost.handoff_s or cost.handoff_token_s for cost in compiled.costs)
         self._starting = False
         self._context = 0
         # The run of steps under way: its start, its steps, and the seconds of its first step and their growth.
@@ -165,6 +166,7 @@ class Engine:
             head = self._ready.popleft()
             self._join(head, head.inputs)
             self._taken += 1
+            self._taken_tokens += head.inputs
         while self._running and self.blocks.steps_left(1) == 0:
             self._preempt()
         if self._prefilling:
@@ -203,17 +205,17 @@ class Engine:
         """Steps until a sequence ends or blocks run out; each reads one more token for every sequence."""
         while self._ends[0][2].finish_step != self._ends[0][0]:
             heappop(self._ends)  # preempted since
-        taken, self._taken = self._taken, 0
+        taken, taken_tokens = self._take_over()
         # A step that takes requests over lasts longer than those after it, so it is a run of its own.
         most = 1 if taken and self._handoffs else self._ends[0][0] - self.blocks.step
         steps = self.blocks.steps_left(most)
         batch = len(self._running)
         context = self._context + batch
         self._prompts_only = False
-        first = cycle_seconds(self._costs, batch, batch, 0.0, context, batch, taken=taken)
+        first = decode_cycle(self._costs, batch, context, taken, taken_tokens)
         growth = 0.0
         if steps > 1:
-            last = cycle_seconds(self._costs, batch, batch, 0.0, context + (steps - 1) * batch, batch)
+            last = decode_cycle(self._costs, batch, context + (steps - 1) * batch)
             growth = (last - first) / (steps - 1)
         self._begin(steps, first, growth)
 
@@ -238,13 +240,25 @@ class Engine:
             squares += (done + chunk) ** 2 - done**2
         # A chunk that does not end its prompt has its last token multiplied with the LM head too, for nothing.
         sequences = batch + len(self._chunks)
-        taken = 0
-        if not self._prompts_only:
-            taken, self._taken = self._taken, 0
+        taken, taken_tokens = (0, 0) if self._prompts_only else self._take_over()
         seconds = cycle_seconds(
-            self._costs, sequences, batch + tokens, float(squares), context, sequences, begun, taken
+            self._costs,
+            sequences,
+            batch + tokens,
+            float(squares),
+            context,
+            sequences,
+            begun,
+            taken,
+            taken_tokens,
         )
         self._begin(1, seconds, 0.0)
+
+    def _take_over(self) -> tuple[int, int]:
+        """The KV caches that the step that begins takes over, and their tokens."""
+        taken = self._taken, self._taken_tokens
+        self._taken = self._taken_tokens = 0
+        return taken
 
     def _begin(self, steps: int, first_s: float, growth_s: float) -> None:
         self._start = self._events.now

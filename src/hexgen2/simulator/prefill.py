@@ -16,7 +16,8 @@ class PrefillGroup:
 
     A batch begins when the first stage is free and the pipeline has fewer batches than stages; a stage takes it
     when the stage before has finished it and the batch before has left. A prompt gets its KV blocks when it
-    begins and keeps them until its cache has left (`release`).
+    begins and keeps them until its cache has left (`release`). What sending it took is lost for the batches
+    that have not begun by then.
     """
 
     def __init__(
@@ -59,6 +60,13 @@ class PrefillGroup:
     def release(self, sequence: Sequence) -> None:
         """The KV cache of a finished prompt has been fetched."""
         self._free_blocks += self._needed(sequence)
+        times = [cost.sending_s(1, sequence.inputs) for cost in self._costs]
+        if any(times):
+            now = self._events.now
+            self._stage_free = [
+                max(now, free) + seconds for free, seconds in zip(self._stage_free, times, strict=True)
+            ]
+            self.busy_s += max(times)
         self._begin_soon()
 
     def _needed(self, sequence: Sequence) -> int:
@@ -73,6 +81,9 @@ class PrefillGroup:
     def _begin(self, _: None) -> None:
         """Start a batch, if there is room for one."""
         self._called = False
+        if self._stage_free[0] > self._events.now:  # it has had a cache to send since
+            self._begin_soon()
+            return
         tokens, squares, prompts, begun, whole = self._next_batch()
         if not tokens:
             return

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from hexgen2.cost.capacity import handover_wait
 from hexgen2.cost.layout import shape
 from hexgen2.cost.replica import Compiled, CostModel
 from hexgen2.simulator.batching import Engine
@@ -172,7 +173,11 @@ class _Simulation:
         assert path.prefill is not None
         self._kv_bytes += sequence.inputs * self._bytes_per_token[path.prefill, path.target]
         self._prefill[path.prefill].release(sequence)
-        self._engines[path.target].arrived(sequence)
+        wait_s = handover_wait(self._compiled[path.target].costs, sequence.inputs)
+        if wait_s:
+            self._events.at(self._events.now + wait_s, self._engines[path.target].arrived, sequence)
+        else:
+            self._engines[path.target].arrived(sequence)
 
     def _answered(self, sequence: Sequence) -> None:
         target = sequence.path.target

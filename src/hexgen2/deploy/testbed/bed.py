@@ -133,6 +133,8 @@ class Bed:
             quotas.move(computing, device)
             if name in core:
                 quotas.pin(computing, core[name])
+            # Within its quota a device waits for nobody: a GPU does not either when the host is busy.
+            self._controller.favour(device)
             self._controller.limit(device, cores)
 
     def inside(self, node: int, command: Sequence[str]) -> tuple[str, ...]:
