@@ -51,7 +51,7 @@ from hexgen2.specs.cluster import Cluster
 from hexgen2.specs.errors import InputError
 from hexgen2.specs.plan import Plan
 
-GRID = Grid(longest=560, tokens=8000, batch=MAX_BATCH, repeats=3)
+GRID = Grid(longest=560, tokens=9000, batch=MAX_BATCH, repeats=3)
 
 
 @dataclass(frozen=True)

@@ -106,6 +106,16 @@ def test_the_best_equal_split_uses_links_only_where_it_has_to(colocated: bool) -
     assert roles == ({"colocated"} if colocated else {"prefill", "decode"})
 
 
+@pytest.mark.parametrize(
+    ("setting", "pairs"), [("LINK_BOUND", [(0, 2), (1, 3)]), ("COMPUTE_BOUND", [(0, 1), (2, 3)])]
+)
+def test_hand_overs_are_measured_over_the_fastest_links(setting: str, pairs: list[tuple[int, int]]) -> None:
+    import testbed_clusters
+    from testbed_calibrate import paired
+
+    assert paired(getattr(testbed_clusters, setting)) == pairs
+
+
 def test_the_shipped_profile_names_the_beds_devices() -> None:
     from testbed_clusters import CORES
 
