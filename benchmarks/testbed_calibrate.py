@@ -40,7 +40,10 @@ at least a megabyte."""
 LOAD = Grid(longest=560, tokens=2240, batch=4, repeats=1)
 """What engines do that are done before the others."""
 
-START_S = 30.0
+START_S, MEASURE_S = 30.0, 60.0
+"""How long the other end of a link may take to start; and a measurement, before it is begun anew (a transfer
+may hang)."""
+
 Tell = Callable[[str], None]
 Points = Mapping[str, tuple[list[Measured], Fit]]
 """By type of device: what was measured, and the fit."""
@@ -159,16 +162,22 @@ def _measure_link(bed: Bed, a: int, b: int, largest: int) -> dict[str, float]:
     address = f"{bed.wiring.address(a)}:{PORT}"
     reading = bed.inside(b, (*command, "--link", address, "--largest", str(largest), "--json"))
     with _running(bed.inside(a, (*command, "--serve-links", str(PORT))), bed.environment(a)):
-        deadline = time.monotonic() + START_S
-        while True:
-            environment = os.environ | bed.environment(b)
-            done = subprocess.run(reading, env=environment, capture_output=True, text=True, check=False)
+        deadline = time.monotonic() + START_S + MEASURE_S
+        environment, problem = os.environ | bed.environment(b), ""
+        while time.monotonic() < deadline:
+            try:
+                done = subprocess.run(
+                    reading, env=environment, capture_output=True, text=True, check=False, timeout=MEASURE_S
+                )
+            except subprocess.TimeoutExpired:
+                problem = f"it takes more than {MEASURE_S:g} s"
+                continue
             if done.returncode == 0:
                 document = json.loads(done.stdout)
                 return {key: float(document[key]) for key in ("gbps", "latency_ms")}
-            if time.monotonic() > deadline:
-                raise RuntimeError(f"the link to {address} cannot be measured: {done.stderr}")
+            problem = done.stderr
             time.sleep(0.5)
+        raise RuntimeError(f"the link to {address} cannot be measured: {problem}")
 
 
 @contextmanager

@@ -66,7 +66,8 @@ def equal_plan(cluster: Cluster, roles: Mapping[str, Role], workload: str, cost:
 
 def best_equal(cluster: Cluster, workload: str, cost: CostModel, *, colocated: bool) -> Plan:
     """The equal split that serves a backlog fastest in simulation, over all ways to give devices roles; one of
-    prefill and decode groups, or with ``colocated`` the one of colocated groups as well."""
+    prefill and decode groups, or with ``colocated`` the one of colocated groups as well. As it is run then
+    (`round_robin`), nothing is held back."""
     nodes = [node.name for node in cluster.nodes]
     choices: list[tuple[Role, ...]] = list(product(("prefill", "decode"), repeat=len(nodes)))
     choices = [roles for roles in choices if len(set(roles)) == 2]
@@ -78,7 +79,9 @@ def best_equal(cluster: Cluster, workload: str, cost: CostModel, *, colocated: b
     backlog = offline(lengths)
 
     def throughput(plan: Plan) -> float:
-        return float(simulate(plan, cost, backlog, load_correction=0.0).document()["throughput_rps"])
+        return float(
+            simulate(plan, cost, backlog, load_correction=0.0, hold_back=False).document()["throughput_rps"]
+        )
 
     return max(plans, key=throughput)
 
