@@ -35,7 +35,7 @@ from typing import Any
 
 from testbed_calibrate import calibrate, measure_links
 from testbed_clusters import COMPUTE_BOUND, LINK_BOUND, MAX_BATCH, MODEL, WORKLOAD, cost_model
-from testbed_compare import IN_FLIGHT, compare, flood
+from testbed_compare import WATCHED, compare, flood
 from testbed_fleet import serving
 from testbed_plans import best_equal, round_robin
 
@@ -97,25 +97,24 @@ async def on_plan(bed: Bed, plan: Plan, cost: CostModel, arguments: argparse.Nam
             (folder / "loads.json").write_text(json.dumps(loads, indent=1) + "\n")  # what follows may break off
             errors = ", ".join(f"{row['figure'].split(',')[0]} {row['error']:+.0%}" for row in found["rows"])
             tell(f"load {level:.0%}: {found['requests']} requests, {found['failed']} failed; errors {errors}")
-        count = flood_size(plan, arguments)
-        ours = await flood(deployment.coordinator, plan.workload, count, folder)
-        tell(f"flood of {count}: {ours['throughput_rps']:.3g} requests/s by the plan")
-        blind = await flood(round_robin(deployment.coordinator), plan.workload, count, folder)
-        tell(f"flood of {count}: {blind['throughput_rps']:.3g} requests/s by round robin")
+        ours = await flood(deployment.coordinator, plan.workload, watched(arguments), folder)
+        tell(f"flood: {ours['throughput_rps']:.3g} requests/s by the plan")
+        blind = await flood(round_robin(deployment.coordinator), plan.workload, watched(arguments), folder)
+        tell(f"flood: {blind['throughput_rps']:.3g} requests/s by round robin")
     return {"loads": loads, "plan": ours, "round robin": blind}
 
 
-async def on_equal(bed: Bed, equal: Plan, count: int, folder: Path) -> dict[str, Any]:
+async def on_equal(bed: Bed, equal: Plan, arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """How fast the best equal split is through the flood."""
     async with serving(bed, equal, folder) as deployment:
-        found = await flood(round_robin(deployment.coordinator), equal.workload, count, folder)
-    tell(f"flood of {count}: {found['throughput_rps']:.3g} requests/s by the best equal split")
+        found = await flood(round_robin(deployment.coordinator), equal.workload, watched(arguments), folder)
+    tell(f"flood: {found['throughput_rps']:.3g} requests/s by the best equal split")
     return found
 
 
-def flood_size(plan: Plan, arguments: argparse.Namespace) -> int:
-    """Requests that keep the plan busy for 20 seconds (with --quick 6); the others take longer."""
-    return max(2 * IN_FLIGHT, round(plan.throughput_rps * min(20.0, float(arguments.seconds) / 2)))
+def watched(arguments: argparse.Namespace) -> int:
+    """Requests by which a flood's throughput is known (with --quick a third)."""
+    return WATCHED // 3 if arguments.quick else WATCHED
 
 
 def run(setting: Setting, cost: CostModel, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -129,7 +128,7 @@ def run(setting: Setting, cost: CostModel, arguments: argparse.Namespace) -> dic
         equal = best_equal(cluster, WORKLOAD, cost, colocated=not plan.routes)
         tell(f"best equal split: {words(equal)}")
         folder = arguments.folder / f"{setting.name}-equal"
-        found["equal split"] = asyncio.run(on_equal(bed, equal, flood_size(plan, arguments), folder))
+        found["equal split"] = asyncio.run(on_equal(bed, equal, arguments, folder))
     return {"setting": setting.name, "planned": plan.document(), "equal": equal.document(), **found}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ from hexgen2.specs.plan import Plan
 LEAST_REQUESTS = 20
 IN_FLIGHT = 64
 """Requests in flight in a flood: more than the devices need to be busy."""
+
+WATCHED = 96
+"""Requests by whose ends a flood's throughput is known."""
 
 
 @dataclass(frozen=True)
@@ -110,8 +114,14 @@ def _row(figure: Figure, measured: list[dict[str, Any]], simulated: dict[str, An
     }
 
 
-async def flood(config: CoordinatorConfig, workload: str, count: int, folder: Path) -> dict[str, Any]:
-    """What becomes of ``count`` requests, `IN_FLIGHT` at a time; throughput until the last one's end."""
+async def flood(config: CoordinatorConfig, workload: str, watched: int, folder: Path) -> dict[str, Any]:
+    """What becomes of requests of which `IN_FLIGHT` are always in flight. ``throughput_rps``: by the ends of
+    ``watched`` of them, after as many as are in flight have ended and before the last of them are sent, so that
+    neither the beginning nor the end of the flood is in it."""
+    count = watched + 2 * IN_FLIGHT
+    ends: list[float] = []
     async with coordinator(config, folder) as url:
         load = Load(url, load_workload(workload), count, concurrency=IN_FLIGHT, seed=1)
-        return await measure(load, Console(quiet=True))
+        found = await measure(load, Console(quiet=True), lambda: ends.append(time.monotonic()))
+    found["throughput_rps"] = watched / (ends[IN_FLIGHT + watched - 1] - ends[IN_FLIGHT - 1])
+    return found

@@ -49,11 +49,11 @@ LONGEST = 16_384
 SHORT = 128
 """Tokens of the prompts that a prefill engine is kept busy with."""
 
-PACE = 24
+PACE = 40
 """Steps or prompts, before and after the hand-overs, by which the pace of the work alone is known."""
 
-IN_FLIGHT = 2
-"""Prompts in flight to a prefill engine: one is computed, one waits."""
+IN_FLIGHT = 4
+"""Prompts in flight to a prefill engine, so that some always wait for it."""
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,8 +54,9 @@ class _Outcome:
     error: str | None = None
 
 
-async def measure(load: Load, console: Console) -> dict[str, Any]:
-    """Send the load, return the JSON of DESIGN section 9; raises InputError when nothing answers at the URL."""
+async def measure(load: Load, console: Console, ended: Callable[[], None] | None = None) -> dict[str, Any]:
+    """Send the load, return the JSON of DESIGN section 9; raises InputError when nothing answers at the URL.
+    ``ended`` is called when a request has ended."""
     headers = {"Authorization": f"Bearer {load.api_key}"} if load.api_key else {}
     timeout = aiohttp.ClientTimeout(total=_REQUEST_LIMIT_S, sock_connect=10)
     connector = aiohttp.TCPConnector(limit=0)
@@ -89,6 +91,8 @@ async def measure(load: Load, console: Console) -> dict[str, Any]:
             finally:
                 gate.release()
                 done += 1
+                if ended:
+                    ended()
                 if done % max(1, load.requests // 10) == 0:
                     console.print(f"{done} of {load.requests} requests done")
 

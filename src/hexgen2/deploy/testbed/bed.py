@@ -90,7 +90,8 @@ class Bed:
         self._came_from = self._controller.group_of(Path("/proc/self/cgroup").read_text())
         try:
             outside = self._group(OUTSIDE)
-            self._controller.favour(groups)
+            for group in (groups, outside):
+                self._controller.favour(group)
             quotas.move([os.getpid()], outside)
             for command in self.wiring.setup():
                 _run(command)
@@ -133,8 +134,9 @@ class Bed:
             quotas.move(computing, device)
             if name in core:
                 quotas.pin(computing, core[name])
-            # Within its quota a device waits for nobody: a GPU does not either when the host is busy.
-            self._controller.favour(device)
+            # The host's part answers at once, as beside a GPU: it takes little, and what a device has to wait
+            # for it is still within its turn.
+            self._controller.favour(engine)
             self._controller.limit(device, cores)
 
     def inside(self, node: int, command: Sequence[str]) -> tuple[str, ...]:
