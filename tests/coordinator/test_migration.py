@@ -169,6 +169,22 @@ async def test_stop_strings_across_the_seam(cut: int, keep: bool) -> None:
         assert (last["finish_reason"], last["stop_reason"]) == ("stop", wanted["stop_reason"]) == ("stop", stop)
 
 
+@pytest.mark.parametrize("more", [{}, {"skip_special_tokens": False}])
+@pytest.mark.parametrize("cut", range(1, 12, 2))
+async def test_special_tokens_that_streams_leave_out(cut: int, more: dict[str, Any]) -> None:
+    """One comes in the middle of the answer; `/detokenize` spells it out, also while its text is held back."""
+    numbers = (f"{number} t0" for number in itertools.count())
+    prompt = next(p for p in numbers if tokens.SPECIAL in tokens.generate(tokens.encode(p), 9)[3:])
+    body = {"max_tokens": 12, "stop": ["never, as it is too long to come"], **more}
+    async with running(TWO) as stand:
+        whole = await stand.stream(prompt, **body)
+        assert (" t0" in text_of(whole)) == bool(more)
+        fail_first(stand, "error_event", cut)
+        again = await stand.stream(prompt, **body)
+        assert text_of(again) == text_of(whole)
+        assert again[-1] == "[DONE]"
+
+
 async def test_a_stream_waits_for_an_engine_to_come_back() -> None:
     async with running({"c0": 1.0}, emulator=SLOW) as stand:
         engine = stand.engines["c0"]

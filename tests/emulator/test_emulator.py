@@ -62,7 +62,7 @@ def test_a_continuation_gives_the_same_tokens(prompt: list[int], total: int, cut
 
 
 @given(
-    st.lists(st.integers(0, 30), min_size=1, max_size=30), st.lists(st.text("t123 ", min_size=1), max_size=3)
+    st.lists(st.integers(1, 30), min_size=1, max_size=30), st.lists(st.text("t123 ", min_size=1), max_size=3)
 )
 def test_stop_strings_never_show(ids: list[int], stops: list[str]) -> None:
     out, text, reason = TextOut(tuple(stops), keep_stop=False), "", None

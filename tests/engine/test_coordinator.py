@@ -179,6 +179,21 @@ async def test_stop_strings_across_the_seam(fleet: Fleet, door: Coordinator, aft
     assert again[-2]["choices"][0]["stop_reason"] == body["stop"][0]
 
 
+@pytest.mark.parametrize("after", [15, 19, 40])
+async def test_special_tokens_are_not_shown_before_the_seam_either(
+    fleet: Fleet, door: Coordinator, after: int
+) -> None:
+    """The answer goes beyond its end several times; what may begin the stop string is held back."""
+    words = " ".join(f"w{number * 37 % 5000}" for number in range(30))
+    body = CHAT | {"messages": [{"role": "user", "content": words}], "stop": ["no text of this model"]}
+    whole = await stream(door, fleet.http, body)
+    again = await cut_off(fleet, door, body, after)
+    assert text_of(again) == text_of(whole)
+    assert again[-1] == "[DONE]"
+    shown = await stream(door, fleet.http, body | {"skip_special_tokens": False})
+    assert "</s>" in text_of(shown)
+
+
 @pytest.mark.parametrize("after", range(1, 12))
 async def test_characters_of_several_tokens_stay_whole(fleet: Fleet, door: Coordinator, after: int) -> None:
     """Only the bytes of one character may be generated: the cut falls between them."""

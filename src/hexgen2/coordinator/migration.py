@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
+from typing import Any
 
 from hexgen2.coordinator.client import EngineClient
 from hexgen2.coordinator.continuation import Splice, continuation_body, stop_strings, tokens_left
 from hexgen2.coordinator.errors import EngineFailure
 from hexgen2.coordinator.exchange import Exchange
+from hexgen2.coordinator.generated_text import TextDiffers, generated_text
+from hexgen2.coordinator.legs import Body
 from hexgen2.coordinator.replay import Replay
 from hexgen2.coordinator.request import encode
 from hexgen2.coordinator.seam import StopSeam
@@ -50,9 +54,13 @@ async def prepare(exchange: Exchange, client: EngineClient, target: str, within_
     seam = None
     stops = stop_strings(request.body)
     if stops:
-        text = await _generated_text(exchange, client, target, within_s)
-        if not text.startswith(journal.text):
-            raise CannotContinue("text_differs")
+        reader = _Reader(exchange, client, target, within_s)
+        before = (journal.prompt_ids or [])[-_CONTEXT_TOKENS:]
+        skips = request.body.get("skip_special_tokens") is not False
+        try:
+            text = await generated_text(reader, before, journal.token_ids, journal.text, skips)
+        except TextDiffers:
+            raise CannotContinue("text_differs") from None
         keep = bool(request.body.get("include_stop_str_in_output"))
         seam = StopSeam(text, len(journal.text), stops, keep)
     body = continuation_body(request.body, request.chat, journal, left)
@@ -62,27 +70,28 @@ async def prepare(exchange: Exchange, client: EngineClient, target: str, within_
     exchange.splice = Splice(request.body, request.chat, journal, seam)
 
 
-async def _generated_text(exchange: Exchange, client: EngineClient, target: str, within_s: float) -> str:
-    """The text of all tokens generated so far, what the lost engine held back included."""
-    journal = exchange.journal
-    before = (journal.prompt_ids or [])[-_CONTEXT_TOKENS:]
-    whole = await _detokenize(exchange, client, target, [*before, *journal.token_ids], within_s)
-    prefix = await _detokenize(exchange, client, target, before, within_s)
-    if not whole.startswith(prefix):
-        raise CannotContinue("text_differs")
-    # A character whose bytes are not all there shows as U+FFFD; the next engine gives it whole.
-    return whole[len(prefix) :].rstrip("\ufffd")
+class _Reader:
+    """The engine that takes a stream over, asked how tokens read."""
 
+    def __init__(self, exchange: Exchange, client: EngineClient, target: str, within_s: float) -> None:
+        self._request = exchange.request
+        self._client = client
+        self._target = target
+        self._within_s = within_s
 
-async def _detokenize(
-    exchange: Exchange, client: EngineClient, target: str, ids: list[int], within_s: float
-) -> str:
-    body = {"tokens": ids}
-    if exchange.request.body.get("model") is not None:
-        body["model"] = exchange.request.body["model"]
-    async with client.call(target) as call:
-        await call.open("/detokenize", encode(body), exchange.request.headers, within_s)
-        content = await call.read(within_s)
-        if call.status != 200:
-            raise EngineFailure("bad_answer", target, f"/detokenize answered HTTP {call.status}")
-    return str(json.loads(content)["prompt"])
+    async def text(self, tokens: Sequence[int]) -> str:
+        return str((await self._ask("/detokenize", {"tokens": tokens}))["prompt"])
+
+    async def streamed(self, token: int) -> str:
+        body = {"prompt": [token], "allowed_token_ids": [token], "max_tokens": 1, "ignore_eos": True}
+        return str((await self._ask("/v1/completions", body))["choices"][0]["text"])
+
+    async def _ask(self, endpoint: str, body: Body) -> Any:
+        if self._request.body.get("model") is not None:
+            body["model"] = self._request.body["model"]
+        async with self._client.call(self._target) as call:
+            await call.open(endpoint, encode(body), self._request.headers, self._within_s)
+            content = await call.read(self._within_s)
+            if call.status != 200:
+                raise EngineFailure("bad_answer", self._target, f"{endpoint} answered HTTP {call.status}")
+        return json.loads(content)

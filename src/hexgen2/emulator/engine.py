@@ -28,12 +28,13 @@ class Sequence:
     garbage: bool = False  # ... and was the wrong one: the tokens will be wrong, as on a real engine
     blocks: int = 0  # of KV memory that it holds
     keeps_blocks: bool = False  # at its end: another engine will fetch its KV cache
+    allowed: tuple[int, ...] = ()  # the only tokens that it may generate; empty: all
     queue: asyncio.Queue[int | None] = field(default_factory=asyncio.Queue)
     generated: int = 0
     aborted: bool = False
 
     def __post_init__(self) -> None:
-        self._model = TokenModel([*self.prompt, -2] if self.garbage else self.prompt)
+        self._model = TokenModel([*self.prompt, -2] if self.garbage else self.prompt, self.allowed)
         self.to_compute = 0 if self.kv_ready else len(self.prompt)
         self.begun = 0  # of these tokens, in iterations that have begun
         self.computed = 0

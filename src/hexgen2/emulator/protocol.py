@@ -50,6 +50,8 @@ class Generation:
     logprobs: bool
     token_ids: bool
     kv: Body | None
+    allowed: tuple[int, ...] = ()  # token ids that may be generated; empty: all
+    skips_special: bool = True  # special tokens are not shown
 
     @property
     def fetched_later(self) -> bool:
@@ -102,6 +104,8 @@ def parse(body: Any, chat: bool, model_names: tuple[str, ...], max_model_len: in
         logprobs=body.get("logprobs") is not None and body.get("logprobs") is not False,
         token_ids=bool(body.get("return_token_ids")),
         kv=body.get("kv_transfer_params"),
+        allowed=tuple(body.get("allowed_token_ids") or ()),
+        skips_special=body.get("skip_special_tokens") is not False,
     )
 
 
@@ -121,6 +125,10 @@ def _texts(value: Any) -> bool:
     return isinstance(value, str) or (isinstance(value, list) and all(isinstance(one, str) for one in value))
 
 
+def _ids(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_whole, value))
+
+
 _TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "model": (lambda value: isinstance(value, str), "a string"),
     "max_tokens": (_whole, "an integer"),
@@ -135,6 +143,8 @@ _TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "include_stop_str_in_output": (_flag, "true or false"),
     "logprobs": (lambda value: isinstance(value, int), "an integer or a flag"),
     "kv_transfer_params": (_table, "an object"),
+    "allowed_token_ids": (_ids, "a list of integers"),
+    "skip_special_tokens": (_flag, "true or false"),
 }
 
 
@@ -157,7 +167,7 @@ def check_text(raw: bytes) -> None:
 def token_ids(body: Any) -> list[int]:
     """The `tokens` of a /detokenize body."""
     ids = body.get("tokens") if isinstance(body, dict) else None
-    if not isinstance(ids, list) or not all(map(_whole, ids)):
+    if not isinstance(ids, list) or not _ids(ids):
         raise Refused(400, "tokens must be a list of token ids", param="tokens")
     return ids
 
@@ -328,7 +338,8 @@ def event(body: Body) -> bytes:
 class TextOut:
     """Turns tokens to text and looks for stop strings; like vLLM it holds back what may begin one."""
 
-    def __init__(self, stops: tuple[str, ...], keep_stop: bool) -> None:
+    def __init__(self, stops: tuple[str, ...], keep_stop: bool, skips_special: bool = True) -> None:
+        self._skips_special = skips_special
         self._stops = stops
         self._keep_stop = keep_stop
         self._hold = 0 if keep_stop or not stops else max(map(len, stops)) - 1
@@ -343,7 +354,8 @@ class TextOut:
     def add(self, token: int, last: bool) -> tuple[str, str | None]:
         """The text to show now, and the stop string that ended the generation."""
         before = len(self._text)
-        self._text += tokens.token_text(token)
+        if token != tokens.SPECIAL or not self._skips_special:
+            self._text += tokens.token_text(token)
         found = self._find(before)
         if found is not None:
             stop, at = found

@@ -55,7 +55,7 @@ class Run:
     async def _tokens(self, index: int) -> AsyncIterator[tuple[str, list[int], str | None, str | None]]:
         """(text, ids, finish reason, stop reason) of each token of one sequence."""
         sequence = self.sequences[index]
-        out = protocol.TextOut(self.g.stops, self.g.keep_stop)
+        out = protocol.TextOut(self.g.stops, self.g.keep_stop, self.g.skips_special)
         count = 0
         while (token := await sequence.queue.get()) is not None:
             if self.fault is not None and count == self.fault.after_tokens and self.fault.kind != "no_end":

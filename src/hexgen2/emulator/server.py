@@ -273,15 +273,15 @@ class EmulatedEngine:
                 # Copies differ as samples do: the copy's number is folded into the model's state, not the
                 # prompt.
                 seed = [*prompt, -10 - copy] if copy else list(prompt)
-                sequence = Sequence(seed, max(1, g.max_tokens), keeps_blocks=g.fetched_later)
-                if received is not None:
-                    sequence = Sequence(
-                        seed,
-                        max(1, g.max_tokens),
-                        kv_ready=True,
-                        garbage=not received.right,
-                        blocks=received.blocks,
-                    )
+                sequence = Sequence(
+                    seed,
+                    max(1, g.max_tokens),
+                    kv_ready=received is not None,
+                    garbage=received is not None and not received.right,
+                    blocks=0 if received is None else received.blocks,
+                    keeps_blocks=received is None and g.fetched_later,
+                    allowed=g.allowed,
+                )
                 sequences.append(sequence)
         return sequences
 

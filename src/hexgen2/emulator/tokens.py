@@ -12,6 +12,8 @@ import zlib
 from collections.abc import Iterable, Sequence
 
 VOCABULARY = 32_000
+SPECIAL = 0
+"""A special token: /detokenize spells it out, streams leave it out unless asked not to."""
 _PRIME = (1 << 61) - 1
 _WORD = re.compile(r"\S+")
 _TOKEN_TEXT = re.compile(r"t(\d+)")
@@ -38,10 +40,11 @@ def encode(text: str) -> list[int]:
 class TokenModel:
     """The sequence after some tokens: a rolling hash that each new token is folded into."""
 
-    __slots__ = ("_state",)
+    __slots__ = ("_allowed", "_state")
 
-    def __init__(self, prompt: Sequence[int]) -> None:
+    def __init__(self, prompt: Sequence[int], allowed: Sequence[int] = ()) -> None:
         self._state = 7
+        self._allowed = allowed
         for token in prompt:
             self._fold(token)
 
@@ -50,6 +53,8 @@ class TokenModel:
 
     def next_token(self) -> int:
         token = (self._state >> 7) % VOCABULARY
+        if self._allowed:
+            token = self._allowed[token % len(self._allowed)]
         self._fold(token)
         return token
 
