@@ -123,6 +123,38 @@ async def test_what_is_over_stays_over() -> None:
     assert looked(book)[0] is LeaseState.UNKNOWN
 
 
+class Counting(LeaseBook):
+    """Counts how often it is asked for a lease's state."""
+
+    asked = 0
+
+    def state(self, lease: int) -> LeaseState:
+        self.asked += 1
+        return super().state(lease)
+
+
+async def test_forgetting_looks_at_the_old_streams_alone() -> None:
+    """Under the lock for which vLLM's thread waits."""
+    leases = Counting()
+    book, now = StreamBook(LAYERS, leases), time.monotonic()
+    for number in range(1, 101):
+        leases.order(number, "r", duration_s=10 * FORGET_S, now=now)
+        book.leased(f"k{number}", number)
+    book.forget(now)
+    assert leases.asked == 0
+    book.forget(now + FORGET_S + 1)
+    assert leases.asked == 100, "they are held, so none is dropped"
+    book.forget(now + FORGET_S + 2)
+    assert leases.asked == 100, "again after as long only"
+    for number in range(1, 51):
+        leases.release(number)
+    leases.collect(now)
+    leases.asked = 0
+    book.forget(now + 2 * FORGET_S + 3)
+    assert leases.asked == 100
+    assert len(book._streams) == 50
+
+
 async def test_one_key_for_two_requests_ends_the_stream() -> None:
     book = StreamBook(LAYERS, LeaseBook())
     book.begin_step([step(0, 96, 4)], [])

@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 from hexgen2.vllm_plugin.kv_connector.leases import LeaseBook, LeaseState
 
@@ -104,7 +105,7 @@ class StreamBook:
         self._fence = fence
         self._loop = asyncio.get_running_loop()
         self._lock = threading.Lock()
-        self._streams: dict[str, _Stream] = {}
+        self._streams: dict[str, _Stream] = {}  # by their `since`, the oldest first
         self._waiting: dict[str, dict[asyncio.Future[None], Wanted]] = {}
         self._step: tuple[StreamStep, ...] = ()  # of vLLM's thread alone
         self._layers = 0
@@ -116,8 +117,8 @@ class StreamBook:
         now = time.monotonic()
         with self._lock:
             for end in ends:
-                stream = self._streams.setdefault(end.key, _Stream("", now))
-                stream.over, stream.since = stream.over or end.reason, now
+                stream = self._anew(end.key, now)
+                stream.over = stream.over or end.reason
                 self._wake(end.key)
             for step in steps:
                 stream = self._streams.setdefault(step.key, _Stream(step.request, now))
@@ -241,8 +242,8 @@ class StreamBook:
         """The prefill has ended well, and its blocks are under this lease, which the book has."""
         now = time.monotonic()
         with self._lock:
-            stream = self._streams.setdefault(key, _Stream("", now))
-            stream.lease, stream.since = lease, now
+            stream = self._anew(key, now)
+            stream.lease = lease
             for reader, until in stream.holds.items():
                 self._book.announce(lease, reader, hold_s=until - now, now=now)
             if stream.released:
@@ -289,9 +290,22 @@ class StreamBook:
             return answer
 
     def forget(self, now: float) -> None:
-        """Drop what has long been over, and keys of which nothing but an early release was ever heard."""
+        """Drop what has long been over, and keys of which nothing but an early release was ever heard.
+
+        vLLM's thread waits meanwhile, so only the old ones are looked at, and one that is still held only after
+        as long again.
+        """
         with self._lock:
-            for key, stream in list(self._streams.items()):
-                idle = self._state(stream)[0] is not LeaseState.HELD
-                if idle and now - stream.since > FORGET_S:
+            old = takewhile(lambda one: now - one[1].since > FORGET_S, self._streams.items())
+            for key, stream in list(old):
+                if self._state(stream)[0] is LeaseState.HELD:
+                    self._anew(key, now)
+                else:
                     del self._streams[key]
+
+    def _anew(self, key: str, now: float) -> _Stream:
+        """The stream, as the youngest of all."""
+        stream = self._streams.pop(key, None) or _Stream("", now)
+        stream.since = now
+        self._streams[key] = stream
+        return stream
