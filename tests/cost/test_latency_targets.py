@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hexgen2.cost import CostModel, StageShape, goodput
+from hexgen2.cost import CostModel, Settings, StageShape, goodput
 from hexgen2.cost.goodput import Targets
 from hexgen2.cost.layout import Layout
 from hexgen2.cost.queues import After, prompt_queue
@@ -104,8 +104,11 @@ def test_what_follows_the_prefill_takes_from_its_time(layouts: dict[str, tuple[C
 
 
 def test_handover() -> None:
-    """1 s for 1000 tokens on an idle link, at the planned load 1/(1 − load) times as long; 1.5 steps."""
-    after = goodput.handover(1.0, 1000.0, 0.04)
-    assert after.per_token_s == pytest.approx(1e-3 / (1 - goodput.LINK_LOAD))
-    assert after.fixed_s == pytest.approx(0.06)
-    assert goodput.handover(0.0, 1000.0, 0.04).per_token_s == 0
+    """1 s for 1000 tokens on an idle link, at the planned load 1/(1 − load) times as long; 1.5 steps, and one
+    more where the cache is asked for between two steps."""
+    for between, fixed_s in ((False, 0.06), (True, 0.10)):
+        settings = Settings(fetch_between_steps=between)
+        after = goodput.handover(1.0, 1000.0, 0.04, settings)
+        assert after.per_token_s == pytest.approx(1e-3 / (1 - goodput.LINK_LOAD))
+        assert after.fixed_s == pytest.approx(fixed_s)
+        assert goodput.handover(0.0, 1000.0, 0.04, settings).per_token_s == 0

@@ -54,16 +54,26 @@ def prefill_goodput(
     return _highest(lambda rate: queue.met(rate, ttft_s, after), PHASE_ATTAINMENT, most, above)
 
 
-def handover(transfer_s: float, tokens: float, tpot_s: float) -> After:
+def steps_to_token(settings: Settings) -> float:
+    """Steps of a decode group between the end of a prefill and the first token, beside the transfer: the rest
+    of the step under way, half of one in the mean, and the one that gives the token.
+
+    An engine that fetches between two steps asks for the cache after that rest, and takes the sequence in at
+    the end of the step in which the cache arrives: one more (half of one for a transfer of several steps).
+    """
+    return 2.5 if settings.fetch_between_steps else 1.5
+
+
+def handover(transfer_s: float, tokens: float, tpot_s: float, settings: Settings) -> After:
     """What follows the prefill on a route whose most loaded resource one request of ``tokens`` tokens keeps
     busy for ``transfer_s``, into a decode group with steps of ``tpot_s``.
 
     Links are planned to be loaded to `LINK_LOAD`; transfers share them fairly, so each takes 1/(1 − load) times
-    as long as alone (M/G/1 processor sharing). The cache waits for the step under way, half of one in the mean,
-    and the next one gives the first token. Rounded up to two digits, so that alike routes are worked out once.
+    as long as alone (M/G/1 processor sharing). Then `steps_to_token`. Rounded up to two digits, so that alike
+    routes are worked out once.
     """
     per_token = transfer_s / tokens / (1 - LINK_LOAD)
-    return After(_rounded_up(1.5 * tpot_s), _rounded_up(per_token))
+    return After(_rounded_up(steps_to_token(settings) * tpot_s), _rounded_up(per_token))
 
 
 def _rounded_up(value: float) -> float:

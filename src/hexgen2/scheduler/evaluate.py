@@ -200,7 +200,7 @@ class Evaluator:
         assert self.targets is not None
         assert source.queue is not None, "prefill options have one under goodput"
         transfer_s = max(seconds for _, seconds in loads)
-        after = handover(transfer_s, self._tokens, target.latency_s)
+        after = handover(transfer_s, self._tokens, target.latency_s, self.problem.cost.settings)
         rate = self._after.get((source.queue, after))
         if rate is None:
             rate = prefill_goodput(source.queue, source.rps, self.targets.ttft_s, after)

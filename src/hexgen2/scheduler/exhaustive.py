@@ -201,7 +201,7 @@ class _Search:
                 rows.setdefault(resource, {})[column] = seconds / room
             rate, queue = choices[i].rps, choices[i].queue
             if targets is not None and queue is not None:
-                after = goodput.handover(longest, tokens, choices[j].latency_s)
+                after = goodput.handover(longest, tokens, choices[j].latency_s, problem.cost.settings)
                 rate = max(1e-9 * rate, goodput.prefill_goodput(queue, rate, targets.ttft_s, after))
             rows.setdefault(("group", i), {})[column] = 1 / rate
         scale = max(choice.rps for choice in choices)

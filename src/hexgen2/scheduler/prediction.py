@@ -13,7 +13,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from hexgen2.cost.goodput import ATTAINMENT
+from hexgen2.cost.goodput import ATTAINMENT, steps_to_token
 from hexgen2.cost.queues import (
     After,
     AnswerQueue,
@@ -115,7 +115,7 @@ def _paths(problem: Problem, plan: Plan, rate: float) -> list[_Path] | None:
         own = rate * plan.group_by_id[route.target].share
         batch_size = answer.mean_batch(own)
         slowest = max(seconds / (1 - busy[name]) for name, seconds in loads[route.source, route.target])
-        after = After(1.5 * answer.step(batch_size), slowest / moments.input)
+        after = After(steps_to_token(cost.settings) * answer.step(batch_size), slowest / moments.input)
         path = _disaggregated(
             queue, rate * plan.group_by_id[route.source].share, answer, own, after, route.share
         )
