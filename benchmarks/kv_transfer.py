@@ -6,11 +6,13 @@ own.
 
 `rate` needs no model: processes of their own hold the caches, joined by the same UCX transports for both sides
 of the comparison (all that UCX finds, or those named). Raw NIXL reads the same bytes with the same number of
-processes, in 1 MiB descriptors, with nothing around it. The two take turns, and the best round of each counts
+processes, in 1 MiB descriptors, with nothing around it; all its processes look at the network without a pause
+(`--raw-pause-ms`: with one) for as long as a round takes. The two take turns, and the best round of each counts
 (the median is told too), since the machine may be busy with other things. The connector is driven as vLLM
 drives it: an order in, the end out; "order to end" has announcing, checking and both thread changes in it.
-Unlike layouts read twice the descriptors, half the size. `first-token` starts two real engines on CPU with each
-connector and times leg 2 with `max_tokens` 1.
+Processor time is that of all processes of a round, from the order to the end. Unlike layouts read twice the
+descriptors, half the size. `first-token` starts two real engines on CPU with each connector and times leg 2
+with `max_tokens` 1.
 """
 
 from __future__ import annotations
@@ -107,18 +109,34 @@ def _decode(pipe: Connection, tp: int, rank: int, blocks: int, repeat: int) -> N
     worker, arrays = cache_worker(tp, rank, blocks)
     pipe.send("ready")
     workers = tuple(WorkerAddress(*address) for address in pipe.recv())
+    reads = noted_reads(worker)
     tokens = blocks * BLOCK_TOKENS
     there = np.random.default_rng(0).permutation(blocks).tolist()  # a busy engine's blocks lie anywhere
     for number in range(1, repeat + 1):
         pipe.recv()
         offer = Offer(VERSION, "prefill", number, 600.0, tokens, BLOCK_TOKENS, tuple(there), workers)
         order = LoadOrder(f"r{number}", offer, 0, tokens, tuple(range(blocks)), BLOCK_TOKENS)
+        reads.clear()
         worker.take([], [order])
         wait_ended(worker, "received", {order.request})
-        transfers = worker.take_observations()["transfers"]
-        pipe.send((sum(row[3] for row in transfers), max(row[1] for row in transfers)))
+        moved = sum(row[3] for row in worker.take_observations()["transfers"])
+        pipe.send((moved, min(begin for begin, _ in reads), max(end for _, end in reads)))
     worker.close()
     del arrays
+
+
+def noted_reads(worker: Any) -> list[tuple[float, float]]:
+    """Begin and end of each read that the worker will make, on the machine's clock."""
+    read, reads = worker._transport.read, []
+
+    async def noted_read(*arguments: Any) -> Any:
+        begin = time.perf_counter()
+        report = await read(*arguments)
+        reads.append((begin, time.perf_counter()))
+        return report
+
+    worker._transport.read = noted_read
+    return reads
 
 
 # Raw NIXL.
@@ -143,16 +161,27 @@ def raw_pieces(addresses: Sequence[int], first: int, size: int) -> np.ndarray:
     return np.array(rows, dtype=np.uint64)
 
 
-def _raw_source(pipe: Connection, rank: int, size: int) -> None:
+def pause(seconds: float) -> None:
+    """Between two looks at the network; with 0 seconds only who shares the core may go first."""
+    if seconds:
+        time.sleep(seconds)
+    else:
+        os.sched_yield()
+
+
+def _raw_source(pipe: Connection, rank: int, size: int, pause_s: float) -> None:
     agent = raw_agent(f"source{rank}")
     buffers = raw_buffers(size)
     agent.register_memory([(buffer.ctypes.data, buffer.nbytes, 0, "") for buffer in buffers], "DRAM")
     pipe.send((agent.get_agent_metadata(), [buffer.ctypes.data for buffer in buffers]))
-    while not pipe.poll(0.001):
-        agent.get_new_notifs()
+    while pipe.recv() == "look":
+        while not pipe.poll(0):
+            agent.get_new_notifs()
+            pause(pause_s)
+        pipe.recv()  # the round is over; the connector's should have the machine for themselves
 
 
-def _raw_reader(pipe: Connection, rank: int, size: int, repeat: int) -> None:
+def _raw_reader(pipe: Connection, rank: int, size: int, repeat: int, pause_s: float) -> None:
     agent = raw_agent(f"reader{rank}")
     buffers = raw_buffers(size)
     here = [buffer.ctypes.data for buffer in buffers]
@@ -174,24 +203,35 @@ def _raw_reader(pipe: Connection, rank: int, size: int, repeat: int) -> None:
                 if agent.check_xfer_state(handle) == "DONE":
                     handle.release()
                     handles.remove(handle)
-            time.sleep(0.0002)
-        pipe.send((part * LAYERS * len(sources), time.perf_counter() - begin))
+            pause(pause_s)
+        pipe.send((part * LAYERS * len(sources), begin, time.perf_counter()))
 
 
 # The comparison.
 
 
+class Pipes(list[Connection]):
+    """The ends of the pipes to some processes, and the processes' numbers."""
+
+    pids: tuple[int, ...] = ()
+
+    def cpu_s(self) -> float:
+        """Processor time that the processes have taken so far, in seconds (Linux)."""
+        return sum(time.clock_gettime((~pid << 3) | 2) for pid in self.pids)  # as clock_getcpuclockid(3) has it
+
+
 @contextmanager
-def processes(targets: Sequence[tuple[Any, ...]]) -> Iterator[list[Connection]]:
+def processes(targets: Sequence[tuple[Any, ...]]) -> Iterator[Pipes]:
     """One process for each (function, arguments...); the ends of their pipes."""
     context = mp.get_context("spawn")
-    pipes, started = [], []
+    pipes, started = Pipes(), []
     try:
         for function, *arguments in targets:
             here, there = context.Pipe()
             started.append(context.Process(target=function, args=(there, *arguments), daemon=True))
             started[-1].start()
             pipes.append(here)
+        pipes.pids = tuple(process.pid or 0 for process in started)
         yield pipes
     finally:
         for process in started:
@@ -202,24 +242,36 @@ def processes(targets: Sequence[tuple[Any, ...]]) -> Iterator[list[Connection]]:
 
 @dataclass
 class Rounds:
-    """Bytes of a round; of each round the seconds of the slowest reader's reads (`read_s`), and the seconds
-    from the order to the last reader's word that all is there (`whole_s`).
+    """Bytes of a round; of each round the seconds from the first reader's first read to the end of the last
+    (`read_s`), those from the order to the last reader's word that all is there (`whole_s`), and the processor
+    time of all processes in that time (`cpu_s`). The last of the processes are the readers; with `watched` the first are told when
+    to look at the network.
     """
 
-    readers: list[Connection]
+    pipes: Pipes
+    readers: int
+    watched: bool = False
     size: int = 0
     read_s: list[float] = field(default_factory=list)
     whole_s: list[float] = field(default_factory=list)
+    cpu_s: list[float] = field(default_factory=list)
 
     def run(self) -> None:
         """One round: all readers read at once."""
-        begin = time.perf_counter()
-        for pipe in self.readers:
+        readers, sources = self.pipes[-self.readers :], self.pipes[: -self.readers if self.watched else 0]
+        for pipe in sources:
+            pipe.send("look")
+        used, begin = self.pipes.cpu_s(), time.perf_counter()
+        for pipe in readers:
             pipe.send("go")
-        answers = [pipe.recv() for pipe in self.readers]
+        answers = [pipe.recv() for pipe in readers]
         self.whole_s.append(time.perf_counter() - begin)
-        self.read_s.append(max(seconds for _, seconds in answers))
-        self.size = sum(moved for moved, _ in answers)
+        self.cpu_s.append(self.pipes.cpu_s() - used)
+        for pipe in sources:
+            pipe.send("rest")
+        sizes, begins, ends = zip(*answers, strict=True)
+        self.read_s.append(max(ends) - min(begins))
+        self.size = sum(sizes)
 
     def best(self) -> tuple[float, float]:
         """Bytes/s of the reads and seconds of the whole, in their best rounds but the first (it connects)."""
@@ -248,33 +300,33 @@ def connector_rounds(senders: int, receivers: int, size: int, repeat: int) -> It
         for pipe in pipes[senders:]:
             pipe.recv()
             pipe.send(addresses)
-        yield Rounds(pipes[senders:])
+        yield Rounds(pipes, receivers)
         for pipe in pipes[:senders]:
             pipe.send("end")
 
 
 @contextmanager
-def raw_rounds(senders: int, receivers: int, size: int, repeat: int) -> Iterator[Rounds]:
-    sources = [(_raw_source, rank, size // senders) for rank in range(senders)]
-    readers = [(_raw_reader, rank, size // receivers, repeat) for rank in range(receivers)]
+def raw_rounds(senders: int, receivers: int, size: int, repeat: int, pause_s: float) -> Iterator[Rounds]:
+    sources = [(_raw_source, rank, size // senders, pause_s) for rank in range(senders)]
+    readers = [(_raw_reader, rank, size // receivers, repeat, pause_s) for rank in range(receivers)]
     with processes([*sources, *readers]) as pipes:
         offers = [pipe.recv() for pipe in pipes[:senders]]
         for number, pipe in enumerate(pipes[senders:]):
             pipe.recv()
             first = number * size // receivers // LAYERS if senders == 1 else 0
             pipe.send([(metadata, addresses, first) for metadata, addresses in offers])
-        yield Rounds(pipes[senders:])
+        yield Rounds(pipes, receivers, watched=True)
         for pipe in pipes[:senders]:
             pipe.send("end")
 
 
-def compare_rates(mib: int, repeat: int) -> list[dict[str, Any]]:
+def compare_rates(mib: int, repeat: int, raw_pause_s: float) -> list[dict[str, Any]]:
     """Rounds of both in turn, so that a busy machine slows down both."""
     size = mib * MIB // (LAYERS * BLOCK_BYTES) * LAYERS * BLOCK_BYTES
     rows = []
     for name, (senders, receivers) in LAYOUTS.items():
         with (
-            raw_rounds(senders, receivers, size, repeat) as theirs,
+            raw_rounds(senders, receivers, size, repeat, raw_pause_s) as theirs,
             connector_rounds(senders, receivers, size, repeat) as ours,
         ):
             for _ in range(repeat):
@@ -295,6 +347,8 @@ def compare_rates(mib: int, repeat: int) -> list[dict[str, Any]]:
             "raw_median_bytes_per_s": medians[1],
             "connector_order_to_end_s": our_whole,
             "raw_order_to_end_s": their_whole,
+            "connector_cpu_s": statistics.median(ours.cpu_s[1:]),
+            "raw_cpu_s": statistics.median(theirs.cpu_s[1:]),
         }
         print(
             f"{name}: {size / MIB:.0f} MiB, connector {our_rate / 1e9:.2f} GB/s"
@@ -302,7 +356,8 @@ def compare_rates(mib: int, repeat: int) -> list[dict[str, Any]]:
             f" (median {medians[1] / 1e9:.2f}): {100 * row['ratio_of_best']:.0f}% of the best,"
             f" {100 * row['ratio_of_medians']:.0f}% of the medians, round by round"
             f" {' / '.join(f'{100 * ratio:.0f}%' for ratio in row['ratio_by_round'].values())};"
-            f" order to end {1e3 * our_whole:.1f} ms, raw {1e3 * their_whole:.1f} ms",
+            f" order to end {1e3 * our_whole:.1f} ms, raw {1e3 * their_whole:.1f} ms;"
+            f" processor time {1e3 * row['connector_cpu_s']:.0f} ms, raw {1e3 * row['raw_cpu_s']:.0f} ms",
             file=sys.stderr,
         )
         rows.append(row)
@@ -438,6 +493,7 @@ def main() -> None:
     rate.add_argument("--mib", type=int, default=128, help="size of the cache that is moved")
     rate.add_argument("--repeat", type=int, default=7)
     rate.add_argument("--transports", default="", help="UCX_TLS, for instance tcp (default: what UCX finds)")
+    rate.add_argument("--raw-pause-ms", type=float, default=0.0, help="pause between raw NIXL's looks")
     token = commands.add_parser("first-token")
     token.add_argument("--requests", type=int, default=20)
     arguments = parser.parse_args()
@@ -448,7 +504,7 @@ def main() -> None:
     if arguments.command == "rate":
         if arguments.transports:
             os.environ["UCX_TLS"] = arguments.transports
-        rows = compare_rates(arguments.mib, max(arguments.repeat, 2))
+        rows = compare_rates(arguments.mib, max(arguments.repeat, 2), arguments.raw_pause_ms / 1e3)
     else:
         rows = first_token(arguments.requests)
     print(json.dumps(rows, indent=1))

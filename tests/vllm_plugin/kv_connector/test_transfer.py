@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import sys
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
@@ -13,6 +14,7 @@ import pytest
 
 from hexgen2.vllm_plugin.kv_connector.loader import LoadAborted, LoadError, LoadOrder
 from hexgen2.vllm_plugin.kv_connector.params import Offer, WorkerAddress
+from hexgen2.vllm_plugin.kv_connector.pump import LONGEST_PAUSE_S
 from hexgen2.vllm_plugin.kv_connector.shards import Slab
 from hexgen2.vllm_plugin.kv_connector.transfer_plan import received_bytes
 from tests.waiting import HUNG_S, until
@@ -170,6 +172,22 @@ async def test_a_reader_holds_the_lease_open_while_it_reads(monkeypatch: pytest.
         await reader.load(order(offer))
         assert wrong_elements(reader.memory, HERE, 0, TOKENS) == 0
         await until(lambda: [ended.expired for ended in worker.ended] == [True])
+
+
+async def test_the_network_is_looked_at_while_somebody_reads_and_not_after(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with prefilled() as ((worker,), offer), running(build_memories(ONE, **SIZES)) as (reader,):
+        read = reader.transport.read
+
+        async def slow_read(*arguments):
+            await until(lambda: worker.transport.pump.pause_s == LONGEST_PAUSE_S)  # calm: nothing comes yet
+            return await read(*arguments)
+
+        monkeypatch.setattr(reader.transport, "read", slow_read)
+        await reader.load(order(offer))
+        for side in (worker, reader):
+            await until(lambda side=side: side.transport.pump.pause_s == math.inf)
 
 
 async def test_a_reader_faster_than_the_order_waits_for_it() -> None:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import Counter
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 
 from hexgen2.vllm_plugin.kv_connector.leases import EndedLease, LeaseBook, LeaseState
+from hexgen2.vllm_plugin.kv_connector.pump import Pump
 from hexgen2.vllm_plugin.kv_connector.shards import WorkerTable
 from hexgen2.vllm_plugin.kv_connector.streams import StreamBook, Wanted
 from hexgen2.vllm_plugin.kv_connector.transport import NixlTransport
@@ -39,10 +39,8 @@ from hexgen2.vllm_plugin.kv_connector.wire import (
 
 logger = logging.getLogger("vllm.hexgen2.kv")
 
-PUMP_S = 0.001
-"""Pause between two looks at the network while a peer reads."""
 LINGER_S = 60.0
-"""How long it goes on for readers that went away in the middle of a read."""
+"""How long this side helps readers that went away in the middle of a read."""
 GREETING_S = 1.0
 """How long after a greeting this side helps with the connection."""
 ORDER_GRACE_S = 10.0
@@ -70,26 +68,25 @@ Reading = tuple[int | str, str]
 
 
 class _Readers:
-    """What came over one connection: who announced itself, and whose reads are under way. `all_` counts the
-    latter over all connections.
+    """What came over one connection: who announced itself, and whose reads are under way, for which the pump
+    looks at the network. Also for those whose lease has ended: their reads must come to an end to be found
+    invalid.
     """
 
-    def __init__(self, all_: Counter[Reading]) -> None:
+    def __init__(self, pump: Pump) -> None:
         self.announced: set[Reading] = set()
         self._reading: set[Reading] = set()
-        self._all = all_
+        self._pump = pump
 
     def reads(self, reading: Reading) -> None:
         if reading not in self._reading:
             self._reading.add(reading)
-            self._all[reading] += 1
+            self._pump.serve(reading)
 
     def reads_no_more(self, reading: Reading) -> None:
         if reading in self._reading:
             self._reading.discard(reading)
-            self._all[reading] -= 1
-            if not self._all[reading]:
-                del self._all[reading]
+            self._pump.served(reading)
 
     def gone(self) -> bool:
         """The connection is over. Whether reads were under way."""
@@ -113,14 +110,11 @@ class ControlServer:
         self._identity = identity
         self._book = book
         self._streams = streams
-        self._transport = transport
         self._on_ended = on_ended
         self._metadata = transport.metadata
         self._server: asyncio.Server | None = None
         self._ordered = asyncio.Condition()
-        self._pump: asyncio.Handle | None = None
-        self._pump_until = 0.0
-        self._reading: Counter[Reading] = Counter()
+        self._pump = transport.pump
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self, host: str, port: int) -> int:
@@ -141,8 +135,6 @@ class ControlServer:
     async def close(self) -> None:
         if self._server is not None:
             self._server.close()
-        if self._pump is not None:
-            self._pump.cancel()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -157,7 +149,7 @@ class ControlServer:
         assert task is not None
         self._tasks.add(task)
         answering: set[asyncio.Task[None]] = set()
-        readers = _Readers(self._reading)
+        readers = _Readers(self._pump)
         try:
             number, hello = await asyncio.wait_for(read_request(reader), GREETING_S * 5)
             reply = self._welcome(hello)
@@ -177,7 +169,7 @@ class ControlServer:
             for answer in answering:
                 answer.cancel()
             if readers.gone():
-                self._pump_for(LINGER_S)  # it may have lost this connection only
+                self._pump.serve_for(LINGER_S)  # it may have lost this connection only
             for lease, name in readers.announced:  # who is gone holds nothing open beyond the lease itself
                 if isinstance(lease, str):
                     self._streams.finish(lease, name)
@@ -202,7 +194,7 @@ class ControlServer:
             )
         if not hello.tables:
             return Welcome(mine.engine, b"", None)
-        self._pump_for(GREETING_S)
+        self._pump.serve_for(GREETING_S)
         return Welcome(mine.engine, self._metadata, mine.table)
 
     async def _respond(
@@ -227,7 +219,6 @@ class ControlServer:
             elif isinstance(request, Finish):
                 readers.announced.discard((request.lease, request.reader))
                 readers.reads_no_more((request.lease, request.reader))
-        self._start_pump()
         try:
             writer.write(frame(number, reply))
             await writer.drain()
@@ -292,25 +283,3 @@ class ControlServer:
             await asyncio.sleep(EXPIRY_S)
             self._collect()
             self._streams.forget(time.monotonic())
-
-    def _pump_for(self, seconds: float) -> None:
-        self._pump_until = max(self._pump_until, time.monotonic() + seconds)
-        self._start_pump()
-
-    def _start_pump(self) -> None:
-        if self._pump is None:
-            self._pump = asyncio.get_running_loop().call_soon(self._pump_once)
-
-    def _pump_once(self) -> None:
-        """Look after the network while somebody reads or connects; a timer, since it may tick for long."""
-        # Also for readers whose lease has ended: their reads must come to an end to be found invalid.
-        if not self._reading and time.monotonic() >= self._pump_until:
-            self._pump = None
-            return
-        pause = PUMP_S
-        try:
-            self._transport.progress()
-        except Exception:  # NIXL raises its own types; the reader notices by itself
-            logger.exception("KV transport: progress failed")
-            pause = 0.1
-        self._pump = asyncio.get_running_loop().call_later(pause, self._pump_once)

@@ -12,6 +12,7 @@ import logging
 import time
 from dataclasses import dataclass
 
+from hexgen2.vllm_plugin.kv_connector.keyed_locks import KeyedLocks
 from hexgen2.vllm_plugin.kv_connector.leases import LeaseState
 from hexgen2.vllm_plugin.kv_connector.loop_thread import LoopThread
 from hexgen2.vllm_plugin.kv_connector.params import Offer, Stream, WorkerAddress
@@ -46,7 +47,7 @@ class LeaseKeeper:
         self._tracked: dict[tuple[str, int | str], asyncio.Task[None]] = {}
         self._connections: dict[str, Connection] = {}
         self._idle: dict[str, asyncio.TimerHandle] = {}
-        self._locks: dict[str, asyncio.Lock] = {}
+        self._locks = KeyedLocks()
         self._tasks: set[asyncio.Task[None]] = set()
 
     def track(self, offer: Offer) -> None:
@@ -135,7 +136,7 @@ class LeaseKeeper:
 
     async def _connection(self, worker: WorkerAddress) -> Connection:
         key = worker.incarnation
-        async with self._locks.setdefault(key, asyncio.Lock()):
+        async with self._locks.holding(key):
             connection = self._connections.get(key)
             if connection is None or connection.closed:
                 connection, _ = await Connection.open(
@@ -149,7 +150,6 @@ class LeaseKeeper:
 
     def _forget(self, key: str) -> None:
         self._idle.pop(key, None)
-        self._locks.pop(key, None)
         if connection := self._connections.pop(key, None):
             task = asyncio.ensure_future(connection.close())
             self._tasks.add(task)

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from hexgen2.vllm_plugin.kv_connector.keyed_locks import KeyedLocks
 from hexgen2.vllm_plugin.kv_connector.params import WorkerAddress
 from hexgen2.vllm_plugin.kv_connector.shards import WorkerTable
 from hexgen2.vllm_plugin.kv_connector.transport import NixlTransport
@@ -159,23 +160,18 @@ class Peers:
         self._incarnation = incarnation
         self._timeout_s = timeout_s
         self._peers: dict[str, Peer] = {}
-        self._locks: dict[str, asyncio.Lock] = {}
+        self._locks = KeyedLocks()
 
     async def get(self, address: WorkerAddress) -> Peer:
         """A connected peer. Raises PeerError."""
-        lock = self._locks.setdefault(address.incarnation, asyncio.Lock())
-        try:
-            async with lock:  # two requests to a new peer should not greet it twice
-                peer = self._peers.get(address.incarnation)
-                if peer is not None and not peer.connection.closed:
-                    return peer
-                if peer is not None:
-                    await self.drop(peer)
-                peer = self._peers[address.incarnation] = await self._connect(address)
+        async with self._locks.holding(address.incarnation):  # two requests should not greet a peer twice
+            peer = self._peers.get(address.incarnation)
+            if peer is not None and not peer.connection.closed:
                 return peer
-        finally:
-            if address.incarnation not in self._peers and not lock.locked():
-                self._locks.pop(address.incarnation, None)  # unknown addresses must not pile up
+            if peer is not None:
+                await self.drop(peer)
+            peer = self._peers[address.incarnation] = await self._connect(address)
+            return peer
 
     async def _connect(self, address: WorkerAddress) -> Peer:
         connection, welcome = await Connection.open(
@@ -201,7 +197,6 @@ class Peers:
         """
         if self._peers.get(peer.address.incarnation) is peer:
             del self._peers[peer.address.incarnation]
-            self._locks.pop(peer.address.incarnation, None)
         if not peer.leaving:
             peer.leaving = True
             if not peer.reads:

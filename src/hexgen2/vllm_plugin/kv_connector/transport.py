@@ -2,8 +2,8 @@
 
 One agent a worker, one registration of its KV cache, and reads (pull): over shared memory, RDMA and CUDA IPC
 the prefill side has no part in a read at all, so nothing waits for its engine to step. NIXL's progress thread
-is left out: it would poll for as long as the process lives. Instead whoever uses this class calls `progress`
-while a peer is reading (TCP and the first contact need it) and is otherwise idle.
+is left out: it would poll for as long as the process lives. Instead the `pump` looks at the network while
+somebody reads (TCP and the first contact need it on both sides), and is otherwise idle.
 
 All methods must be called from one thread.
 """
@@ -14,7 +14,7 @@ import asyncio
 import logging
 import os
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from hexgen2.specs.ucx import set_ucx_defaults
+from hexgen2.vllm_plugin.kv_connector.pump import Pump
 from hexgen2.vllm_plugin.kv_connector.regions import Array, Regions
 
 logger = logging.getLogger("vllm.hexgen2.kv")
@@ -30,7 +31,6 @@ LONGEST_POST = 16 * 1024 * 1024
 """Bytes of one posted read: over shared memory a post copies before it returns, and the loop should turn in
 between.
 """
-SHORTEST_POLL_S, LONGEST_POLL_S = 0.0002, 0.002
 COMPLAIN_S = 10.0
 """Pause between two log lines about a read that does not end."""
 
@@ -81,6 +81,7 @@ class NixlTransport:
         self._peers: set[str] = set()
         self._leaving: set[str] = set()
         self._reads: Counter[str] = Counter()
+        self.pump = Pump(self.progress)
 
     def register(self, regions: Sequence[tuple[int, int, int]]) -> None:
         """Make memory known: (address, bytes, device) each. Once."""
@@ -178,26 +179,27 @@ class NixlTransport:
 
     async def _settle(self, handles: list[Any], failure: str, give_up: Callable[[], str]) -> str:
         """Wait until no handle is under way; the reason of failure, or an empty string."""
-        wait = SHORTEST_POLL_S
+        under_way = deque(handles)
         complain = 0.0
-        while True:
-            busy = []
-            for handle in handles:
-                state = self._state(handle)
+
+        def over() -> bool:
+            nonlocal failure, complain
+            # One after the other: all have to end, and to ask each of them at every look would be a lot.
+            while under_way:
+                state = self._state(under_way[0])
                 if state == "PROC":
-                    busy.append(handle)
-                else:
-                    failure = failure or ("" if state == "DONE" else f"the read failed ({state})")
-                    self._drop(handle)
-            handles = busy
-            if not handles:
-                return failure
-            failure = failure or give_up()
-            if failure and time.monotonic() > complain:
+                    break
+                failure = failure or ("" if state == "DONE" else f"the read failed ({state})")
+                self._drop(under_way.popleft())
+            failure = failure or (give_up() if under_way else "")
+            if failure and under_way and time.monotonic() > complain:
                 complain = time.monotonic() + COMPLAIN_S
                 logger.warning("KV transfer: %s; its blocks stay reserved until the read is over", failure)
-            await asyncio.sleep(wait)
-            wait = min(wait * 2, LONGEST_POLL_S)
+            return not under_way
+
+        if not over():
+            await self.pump.watch(over)
+        return failure
 
     def _state(self, handle: Any) -> str:
         try:
@@ -218,6 +220,7 @@ class NixlTransport:
         return self._agent.get_xfer_descs(table, memory)
 
     def close(self) -> None:
+        self.pump.close()
         for peer in list(self._peers):
             self.disconnect(peer)
         if self._registered is not None:

@@ -28,6 +28,7 @@ from hexgen2.vllm_plugin.kv_connector.observations import (
 )
 from hexgen2.vllm_plugin.kv_connector.params import WorkerAddress
 from hexgen2.vllm_plugin.kv_connector.peers import Peers
+from hexgen2.vllm_plugin.kv_connector.pump import sleep_to_the_microsecond
 from hexgen2.vllm_plugin.kv_connector.settings import Settings
 from hexgen2.vllm_plugin.kv_connector.shards import WorkerTable
 from hexgen2.vllm_plugin.kv_connector.streams import Ready, StreamBook, StreamEnd, StreamStep
@@ -105,6 +106,7 @@ class WorkerSide:
         return self._settings.port + table.rank if self._settings.port else 0
 
     async def _start(self, table: WorkerTable, memory: Sequence[tuple[int, int, int]]) -> None:
+        sleep_to_the_microsecond()
         transport = self._transport = NixlTransport(self.incarnation, self._settings.backends, table.memory)
         transport.register(memory)
         identity = Identity(self._engine, self.incarnation, self._model, table)
