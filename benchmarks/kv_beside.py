@@ -6,7 +6,8 @@ A prefill and a decode worker with the real connector, in processes of their own
 on the thread that would be vLLM's: steps of many short operations, as the layers of a small model are. In every
 other phase the decode worker fetches one cache after the other beside it, each as soon as a step finds the one
 before to be there. Told are each side's steps per second without and with transfers, the time lost to a
-gigabyte moved, the rate of the reads, and the time from an order to the first step that knows that all is there.
+gigabyte moved, the rate of the reads, and the time from an order to the first step that knows that all is
+there.
 """
 
 from __future__ import annotations

@@ -244,8 +244,8 @@ def processes(targets: Sequence[tuple[Any, ...]]) -> Iterator[Pipes]:
 class Rounds:
     """Bytes of a round; of each round the seconds from the first reader's first read to the end of the last
     (`read_s`), those from the order to the last reader's word that all is there (`whole_s`), and the processor
-    time of all processes in that time (`cpu_s`). The last of the processes are the readers; with `watched` the first are told when
-    to look at the network.
+    time of all processes in that time (`cpu_s`). The last of the processes are the readers; with `watched` the
+    first are told when to look at the network.
     """
 
     pipes: Pipes
