@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -40,6 +39,7 @@ from kv_transfer import (
     LAYERS,
     MIB,
     cache_worker,
+    limit_link,
     processes,
     running_engine,
     spread,
@@ -48,7 +48,6 @@ from kv_transfer import (
 )
 
 WAYS = ("in turn", "chunk by chunk", "layer by layer")
-INSIDE = "HEXGEN2_BENCHMARK_IN_NAMESPACE"
 
 
 def _pause(seconds: float, busy: bool) -> None:
@@ -212,16 +211,6 @@ def engines(count: int, length: int, chunk: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _in_namespace(gbps: float) -> None:
-    """Go on in a network namespace whose loopback has this rate; does not return."""
-    if shutil.which("unshare") is None or shutil.which("tc") is None:
-        raise SystemExit("--gbps needs `unshare`, `ip` and `tc` (util-linux, iproute2) and root")
-    limit = f"tc qdisc add dev lo root tbf rate {gbps}gbit burst 1mb latency 100ms"
-    command = f'ip link set lo up && {limit} && exec "$0" "$@"'
-    os.environ[INSIDE] = "1"
-    os.execvp("unshare", ["unshare", "-n", "sh", "-c", command, sys.executable, *sys.argv])
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -244,8 +233,8 @@ def main() -> None:
     if arguments.command == "engines":
         rows = engines(arguments.requests, arguments.prompt, arguments.chunk)
     else:
-        if arguments.gbps and INSIDE not in os.environ:
-            _in_namespace(arguments.gbps)
+        if arguments.gbps:
+            limit_link(arguments.gbps)
         transports = arguments.transports or ("tcp" if arguments.gbps else "")
         if transports:
             os.environ["UCX_TLS"] = transports

@@ -1,7 +1,7 @@
 """How fast the KV connector moves a cache, against raw NIXL, and how soon the first token comes, against vLLM's
 own.
 
-    python benchmarks/kv_transfer.py rate [--mib 128] [--repeat 7] [--transports tcp]
+    python benchmarks/kv_transfer.py rate [--mib 128] [--repeat 7] [--transports tcp] [--gbps 12]
     python benchmarks/kv_transfer.py first-token [--requests 20]
 
 `rate` needs no model: processes of their own hold the caches, joined by the same UCX transports for both sides
@@ -11,7 +11,8 @@ processes, in 1 MiB descriptors, with nothing around it; all its processes look 
 (the median is told too), since the machine may be busy with other things. The connector is driven as vLLM
 drives it: an order in, the end out; "order to end" has announcing, checking and both thread changes in it.
 Processor time is that of all processes of a round, from the order to the end. Unlike layouts read twice the
-descriptors, half the size. `first-token` starts two real engines on CPU with each connector and times leg 2
+descriptors, half the size. `--gbps` limits the link: all then runs in a network namespace of its own (root
+only) over TCP. `first-token` starts two real engines on CPU with each connector and times leg 2
 with `max_tokens` 1.
 """
 
@@ -21,6 +22,7 @@ import argparse
 import json
 import multiprocessing as mp
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -41,6 +43,7 @@ from hexgen2.specs.ucx import set_ucx_defaults
 LAYERS, KV_HEADS, STATE_BYTES, BLOCK_TOKENS = 16, 8, 512, 128  # head size 128, K and V, bf16
 BLOCK_BYTES = KV_HEADS * STATE_BYTES * BLOCK_TOKENS  # of one layer: 512 KiB
 MIB = 1 << 20
+INSIDE = "HEXGEN2_BENCHMARK_IN_NAMESPACE"
 LAYOUTS = {"TP1 -> TP1": (1, 1), "TP2 -> TP1": (2, 1), "TP1 -> TP2": (1, 2)}
 
 
@@ -486,6 +489,18 @@ def wait_ready(url: str) -> None:
     raise TimeoutError(f"{url} is not ready")
 
 
+def limit_link(gbps: float) -> None:
+    """Start this program anew in a network namespace whose loopback has this rate; nothing there already."""
+    if INSIDE in os.environ:
+        return
+    if shutil.which("unshare") is None or shutil.which("tc") is None:
+        raise SystemExit("--gbps needs `unshare`, `ip` and `tc` (util-linux, iproute2) and root")
+    limit = f"tc qdisc add dev lo root tbf rate {gbps}gbit burst 1mb latency 100ms"
+    command = f'ip link set lo up && {limit} && exec "$0" "$@"'
+    os.environ[INSIDE] = "1"
+    os.execvp("unshare", ["unshare", "-n", "sh", "-c", command, sys.executable, *sys.argv])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -493,6 +508,7 @@ def main() -> None:
     rate.add_argument("--mib", type=int, default=128, help="size of the cache that is moved")
     rate.add_argument("--repeat", type=int, default=7)
     rate.add_argument("--transports", default="", help="UCX_TLS, for instance tcp (default: what UCX finds)")
+    rate.add_argument("--gbps", type=float, help="rate of the link, in Gb/s; over TCP")
     rate.add_argument("--raw-pause-ms", type=float, default=0.0, help="pause between raw NIXL's looks")
     token = commands.add_parser("first-token")
     token.add_argument("--requests", type=int, default=20)
@@ -502,8 +518,10 @@ def main() -> None:
     os.environ.setdefault("UCX_LOG_LEVEL", "error")
     os.environ.setdefault("NIXL_LOG_LEVEL", "ERROR")
     if arguments.command == "rate":
-        if arguments.transports:
-            os.environ["UCX_TLS"] = arguments.transports
+        if arguments.gbps:
+            limit_link(arguments.gbps)
+        if transports := arguments.transports or ("tcp" if arguments.gbps else ""):
+            os.environ["UCX_TLS"] = transports
         rows = compare_rates(arguments.mib, max(arguments.repeat, 2), arguments.raw_pause_ms / 1e3)
     else:
         rows = first_token(arguments.requests)
