@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from itertools import pairwise
 
@@ -360,6 +361,7 @@ async def test_a_prefill_that_stands_still_is_given_up() -> None:
         begin(worker, 0, 12)
         with pytest.raises(LoadError, match=r"not come further|did not answer"):
             await asyncio.wait_for(reader.load(order_of([worker])), HUNG_S)
+        await until(lambda: worker.transport.pump.pause_s == math.inf)  # nobody reads, so nobody is helped
 
 
 @needs_nixl

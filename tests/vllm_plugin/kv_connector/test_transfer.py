@@ -138,6 +138,7 @@ async def test_an_expired_lease_is_an_error_before_anything_is_read() -> None:
         with pytest.raises(LoadError, match="lease is ended: nothing was read"):
             await reader.load(order(offer))
         assert untouched(reader.memory, ())
+        await until(lambda: worker.transport.pump.pause_s == math.inf)  # nobody reads, so nobody is helped
 
 
 async def test_a_lease_that_ends_during_the_read_is_an_error_after_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -212,8 +212,9 @@ class ControlServer:
                 readers.announced.add((request.key, request.reader))
                 readers.reads((request.key, request.reader))
         else:
-            reply = await self._answer(request)
-            if isinstance(request, Announce):
+            reply = answer = await self._answer(request)
+            # Who is not allowed to read will not tell the end of it either.
+            if isinstance(request, Announce) and answer.held:
                 readers.announced.add((request.lease, request.reader))
                 readers.reads((request.lease, request.reader))
             elif isinstance(request, Finish):

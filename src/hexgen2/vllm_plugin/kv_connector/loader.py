@@ -159,19 +159,24 @@ class Loader:
             if now > come:
                 deadline = time.monotonic() + self.timeout_s  # a long prefill may take its time, if it goes on
             elif time.monotonic() > deadline:
+                await peer.connection.ask(Finish(key, name), wait)
                 raise PeerError(f"the prefill has not come further for {self.timeout_s:g} s")
             come = now
-            regions = [
-                _regions(
-                    [parts[number] for number in span.parts],
-                    order,
-                    span.start,
-                    span.stop,
-                    follower.blocks,
-                    stream.block_tokens,
-                )
-                for span in follower.spans(news)
-            ]
+            try:
+                regions = [
+                    _regions(
+                        [parts[number] for number in span.parts],
+                        order,
+                        span.start,
+                        span.stop,
+                        follower.blocks,
+                        stream.block_tokens,
+                    )
+                    for span in follower.spans(news)
+                ]
+            except PlanError:
+                await peer.connection.ask(Finish(key, name), wait)
+                raise
             if regions:
                 total += await self._transfer(peer, concatenate(regions), deadline)
         await self._finish(peer, key, name, wait)
