@@ -126,8 +126,8 @@ async def test_a_run_that_differs_ends_in_an_error(cut: int, monkeypatch: pytest
         runs = iter((0, 1))
 
         class Unrepeatable(tokens.TokenModel):
-            def __init__(self, prompt: Sequence[int]) -> None:
-                super().__init__([*prompt, next(runs)])
+            def __init__(self, prompt: Sequence[int], allowed: Sequence[int]) -> None:
+                super().__init__([*prompt, next(runs)], allowed)
 
         monkeypatch.setattr("hexgen2.emulator.engine.TokenModel", Unrepeatable)
         *chunks, error = await stand.stream("a b", max_tokens=9, presence_penalty=0.5, seed=7)
