@@ -15,7 +15,7 @@ from hexgen2.cost import CostModel, Layout
 RESAMPLES = 200
 """Draws of the repeats from which the confidence intervals come (bootstrap)."""
 
-LEAST_S = 1e-4
+LEAST_S = 1e-3
 """What errors are relative to where less was measured."""
 
 Values = Sequence[Sequence[float]]
