@@ -122,6 +122,7 @@ def test_the_shipped_profile_names_the_beds_devices() -> None:
     shipped = load_profile("cpu-testbed")
     assert set(shipped.gpus) == set(shipped.fits) == set(CORES)
     assert all(efficiency.handoff_overhead_s > 0 for efficiency in shipped.gpus.values())
+    assert any(efficiency.send_byte_s > 0 for efficiency in shipped.gpus.values())
     for record in shipped.fits.values():
         assert record.median_error["prefill"] < 0.08
         assert record.median_error["decode"] < 0.08
