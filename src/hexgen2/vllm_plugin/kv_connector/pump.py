@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import ctypes
 import logging
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Hashable
@@ -28,6 +29,8 @@ LONGEST_SLEEP_S = 250e-6
 MUCH, LITTLE = 1 / 2, 1 / 8
 """A look that took this part of the pause before it had much or little to do."""
 GROWTH = 1.2
+PATIENCE = 16
+"""Looks in vain after which a side that looked without a pause takes one."""
 FAILED_PAUSE_S = 0.1
 PR_SET_TIMERSLACK = 29
 
@@ -35,7 +38,8 @@ PR_SET_TIMERSLACK = 29
 @dataclass(frozen=True)
 class Pace:
     """The pause between two looks. It follows the traffic by what looking costs, so on no link and no processor
-    much more time goes into looks than the bytes need.
+    much more time goes into looks than the bytes need. With the shortest pause and still much to do there is
+    none: where the processor is the limit, who sleeps has to wait for a core when it wakes.
 
     >>> pace = Pace(160e-6)
     >>> pace.after(100e-6).pause_s, pace.after(50e-6).pause_s, pace.after(1e-6).pause_s  # much, some, nothing
@@ -43,14 +47,27 @@ class Pace:
     """
 
     pause_s: float = SHORTEST_PAUSE_S
+    in_vain: int = 0
 
     def after(self, look_s: float) -> Pace:
         """The pace after a look that took `look_s` seconds."""
-        if look_s >= MUCH * self.pause_s:
-            return Pace(max(self.pause_s / 2, SHORTEST_PAUSE_S))
+        if look_s >= MUCH * max(self.pause_s, SHORTEST_PAUSE_S):
+            shorter = max(self.pause_s / 2, SHORTEST_PAUSE_S)
+            return Pace(shorter if self.pause_s > SHORTEST_PAUSE_S else 0.0)
+        if not self.pause_s:
+            in_vain = self.in_vain + 1
+            return Pace(0.0, in_vain) if in_vain < PATIENCE else Pace()
         if look_s < LITTLE * self.pause_s:
             return Pace(min(self.pause_s * GROWTH, LONGEST_PAUSE_S))
         return self
+
+
+def rest(seconds: float) -> None:
+    """Sleep; with 0 seconds only let go first who waits for the core."""
+    if seconds:
+        time.sleep(seconds)
+    else:
+        os.sched_yield()
 
 
 class Pump:
@@ -62,7 +79,7 @@ class Pump:
         self,
         look: Callable[[], None],
         clock: Callable[[], float] = time.perf_counter,
-        sleep: Callable[[float], None] = time.sleep,
+        sleep: Callable[[float], None] = rest,
     ) -> None:
         self._look = look
         self._clock = clock
