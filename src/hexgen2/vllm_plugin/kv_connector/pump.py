@@ -24,6 +24,10 @@ from dataclasses import dataclass
 logger = logging.getLogger("vllm.hexgen2.kv")
 
 SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 20e-6, 1e-3
+FIRST_PAUSE_S = 100e-6
+"""After a peer's word that it will read. It may not need this side at all, and the model's thread has to share
+Python's lock with each look.
+"""
 LONGEST_SLEEP_S = 250e-6
 """How long the event loop is kept from its other work at most, but for one look."""
 MUCH, LITTLE = 1 / 2, 1 / 8
@@ -99,7 +103,7 @@ class Pump:
     def serve(self, reading: Hashable) -> None:
         """A peer begins to read. Counted: as often as it was served it must be `served` again."""
         self._served[reading] += 1
-        self._hurry()
+        self._hurry(FIRST_PAUSE_S)
 
     def served(self, reading: Hashable) -> None:
         """The peer's read is over."""
@@ -110,14 +114,14 @@ class Pump:
     def serve_for(self, seconds: float) -> None:
         """Somebody may need this side for so long."""
         self._until = max(self._until, self._clock() + seconds)
-        self._hurry()
+        self._hurry(FIRST_PAUSE_S)
 
     async def watch(self, over: Callable[[], bool]) -> None:
         """Look, and ask `over` after each look, until it says yes. What it raises is raised here."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         entry = (over, future)
         self._watched.append(entry)
-        self._hurry()
+        self._hurry(SHORTEST_PAUSE_S)
         try:
             await future
         finally:
@@ -131,9 +135,10 @@ class Pump:
             self._next.cancel()
             self._next = None
 
-    def _hurry(self) -> None:
-        """Look at once, and often at first: there is something to come."""
-        self._pace = Pace()
+    def _hurry(self, pause_s: float) -> None:
+        """Look at once, and then after this pause or a shorter one: there is something to come."""
+        if self._next is None or pause_s < self._pace.pause_s:
+            self._pace = Pace(pause_s)
         if self._next is not None:
             self._next.cancel()
         if not self._closed:
