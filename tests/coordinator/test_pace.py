@@ -32,11 +32,28 @@ def test_requests_that_end_faster_while_nobody_waits_count() -> None:
     """Else a slow hour would be held against the quick requests that come after it."""
     pace = Pace()
     now = ended(pace, 0.0, 50, 1, waits=True)
-    now = ended(pace, now, 30, 20, waits=False)
-    assert pace.seconds_for(20, now) == pytest.approx(1.0, rel=0.1)
+    now = ended(pace, now, 15, 20, waits=False)
+    assert pace.seconds_for(20, now) == pytest.approx(1.3, rel=0.1)
 
 
 def test_it_is_forgotten() -> None:
     pace = Pace()
     now = ended(pace, 0.0, 50, 4, waits=True)
     assert pace.seconds_for(8, now + 100.0) == 0.0
+
+
+def test_a_burst_is_no_stall() -> None:
+    """64 requests come at once, each takes 3 s, and from then on eight end per second."""
+    pace = Pace()
+    pace.note(0.0, waits=True)
+    for tick in range(40):
+        now = 3.0 + tick / 8
+        pace.note(now, waits=True, ended=1)
+        assert pace.seconds_for(64, now) <= 1.3 * 64 / 8
+    assert pace.seconds_for(64, now) == pytest.approx(64 / 8, rel=0.05)
+
+
+def test_a_stall_is_one() -> None:
+    pace = Pace()
+    now = ended(pace, 0.0, 20, 4, waits=True)
+    assert pace.seconds_for(8, now + 10.0) > 2.5 * 8 / 4
