@@ -306,9 +306,18 @@ import os, time
 from pathlib import Path
 if os.fork() == 0:
     Path("/proc/self/comm").write_text("VLLM::EngineCore")
-print(os.getpid(), flush=True)
+os.write(1, f"{os.getpid()}\\n".encode())  # whole: both write at once
 time.sleep(600)
 """
+
+
+@contextmanager
+def killed(process: subprocess.Popen[str]) -> Iterator[None]:
+    """However the block ends: else leaving the process would wait for its own end."""
+    try:
+        yield
+    finally:
+        process.kill()
 
 
 def test_what_computes_is_limited_and_the_rest_of_an_engine_is_not(records_at: Path) -> None:
@@ -322,7 +331,7 @@ def test_what_computes_is_limited_and_the_rest_of_an_engine_is_not(records_at: P
             return [(group / name).read_text() for name in require_means().settings(None)]
 
         command = (*process.argv[: process.argv.index("python")], sys.executable, "-c", SERVER_AND_CORE)
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server, killed(server):
             assert server.stdout is not None
             pids = {int(server.stdout.readline()) for _ in range(2)}
             assert set(members(engine)) == pids
@@ -340,7 +349,6 @@ def test_what_computes_is_limited_and_the_rest_of_an_engine_is_not(records_at: P
                 time.sleep(0.02)
             with pytest.raises(RuntimeError, match="nothing to limit"):
                 bed.limit()
-            server.kill()
 
 
 def test_a_bed_whose_owner_was_killed_is_swept_with_what_ran_in_it(records_at: Path) -> None:
