@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from hexgen2.coordinator.client import EngineClient
@@ -80,13 +80,13 @@ class _Reader:
         self._within_s = within_s
 
     async def text(self, tokens: Sequence[int]) -> str:
-        return str((await self._ask("/detokenize", {"tokens": tokens}))["prompt"])
+        return str(await self._ask("/detokenize", {"tokens": tokens}, lambda answer: answer["prompt"]))
 
     async def streamed(self, token: int) -> str:
         body = {"prompt": [token], "allowed_token_ids": [token], "max_tokens": 1, "ignore_eos": True}
-        return str((await self._ask("/v1/completions", body))["choices"][0]["text"])
+        return str(await self._ask("/v1/completions", body, lambda answer: answer["choices"][0]["text"]))
 
-    async def _ask(self, endpoint: str, body: Body) -> Any:
+    async def _ask(self, endpoint: str, body: Body, found: Callable[[Any], Any]) -> Any:
         if self._request.body.get("model") is not None:
             body["model"] = self._request.body["model"]
         async with self._client.call(self._target) as call:
@@ -94,4 +94,7 @@ class _Reader:
             content = await call.read(self._within_s)
             if call.status != 200:
                 raise EngineFailure("bad_answer", self._target, f"{endpoint} answered HTTP {call.status}")
-        return json.loads(content)
+        try:
+            return found(json.loads(content))
+        except (ValueError, LookupError, TypeError):
+            raise EngineFailure("bad_answer", self._target, f"{endpoint} answered what it should not") from None
