@@ -22,7 +22,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
-from kv_transfer import BLOCK_BYTES, BLOCK_TOKENS, LAYERS, MIB, cache_worker, processes
+from kv_transfer import BLOCK_BYTES, BLOCK_TOKENS, LAYERS, MIB, cache_worker, processes, reading_worker
 
 from hexgen2.specs.ucx import set_ucx_defaults
 
@@ -57,37 +57,33 @@ def _prefill(pipe: Connection, blocks: int) -> None:
 
 def _decode(pipe: Connection, blocks: int) -> None:
     from hexgen2.vllm_plugin.kv_connector.loader import LoadOrder
-    from hexgen2.vllm_plugin.kv_connector.params import VERSION, Offer, WorkerAddress
+    from hexgen2.vllm_plugin.kv_connector.params import VERSION, Offer
 
-    worker, arrays = cache_worker(1, 0, blocks)
-    pipe.send("ready")
-    workers = (WorkerAddress(*pipe.recv()),)
-    tokens = blocks * BLOCK_TOKENS
-    there = tuple(np.random.default_rng(0).permutation(blocks).tolist())
-    offer = Offer(VERSION, "prefill", 1, 600.0, tokens, BLOCK_TOKENS, there, workers)
-    numbers = np.ones(ELEMENTS, dtype=np.float32)
-    while (order := pipe.recv()) is not None:
-        seconds, moving = order
-        begin, steps, loads = time.perf_counter(), 0, 0
-        ordered, waits, busy = 0.0, [], False
-        while (now := time.perf_counter()) - begin < seconds or busy:
-            if moving and not busy and now - begin < seconds:
-                loads, ordered, busy = loads + 1, now, True
-                mine = tuple(range(blocks))
-                worker.take([], [LoadOrder(f"request{loads}", offer, 0, tokens, mine, BLOCK_TOKENS)])
-            compute(numbers)
-            ended = worker.take_ended()
-            assert not ended.failed, "a transfer failed"
-            if ended.received:
-                waits.append(time.perf_counter() - ordered)
-                busy = False
-            steps += 1
-        took = time.perf_counter() - begin
-        observed = worker.take_observations()
-        reads = [(row[3], row[1]) for row in observed["transfers"]] if observed else []
-        pipe.send((steps / took, waits, reads, took))
-    worker.close()
-    del arrays
+    with reading_worker(pipe, blocks) as (worker, workers):
+        tokens = blocks * BLOCK_TOKENS
+        there = tuple(np.random.default_rng(0).permutation(blocks).tolist())
+        offer = Offer(VERSION, "prefill", 1, 600.0, tokens, BLOCK_TOKENS, there, workers)
+        numbers = np.ones(ELEMENTS, dtype=np.float32)
+        while (order := pipe.recv()) is not None:
+            seconds, moving = order
+            begin, steps, loads = time.perf_counter(), 0, 0
+            ordered, waits, busy = 0.0, [], False
+            while (now := time.perf_counter()) - begin < seconds or busy:
+                if moving and not busy and now - begin < seconds:
+                    loads, ordered, busy = loads + 1, now, True
+                    mine = tuple(range(blocks))
+                    worker.take([], [LoadOrder(f"request{loads}", offer, 0, tokens, mine, BLOCK_TOKENS)])
+                compute(numbers)
+                ended = worker.take_ended()
+                assert not ended.failed, "a transfer failed"
+                if ended.received:
+                    waits.append(time.perf_counter() - ordered)
+                    busy = False
+                steps += 1
+            took = time.perf_counter() - begin
+            observed = worker.take_observations()
+            reads = [(row[3], row[1]) for row in observed["transfers"]] if observed else []
+            pipe.send((steps / took, waits, reads, took))
 
 
 def measure(mib: int, seconds: float, repeat: int) -> dict[str, Any]:

@@ -41,6 +41,7 @@ from kv_transfer import (
     cache_worker,
     limit_link,
     processes,
+    reading_worker,
     running_engine,
     spread,
     wait_ended,
@@ -91,28 +92,24 @@ def _prefill(pipe: Connection, blocks: int, chunks: int, prefill_s: float, busy:
 
 def _decode(pipe: Connection, blocks: int) -> None:
     from hexgen2.vllm_plugin.kv_connector.loader import LoadOrder
-    from hexgen2.vllm_plugin.kv_connector.params import VERSION, Offer, Stream, WorkerAddress
+    from hexgen2.vllm_plugin.kv_connector.params import VERSION, Offer, Stream
 
-    worker, arrays = cache_worker(1, 0, blocks)
-    pipe.send("ready")
-    workers = (WorkerAddress(*pipe.recv()),)
-    tokens = blocks * BLOCK_TOKENS
-    while (order := pipe.recv()) is not None:
-        number, there = order
-        source = (
-            Stream(VERSION, "prefill", f"k{number}", 600.0, BLOCK_TOKENS, workers)
-            if there is None
-            else Offer(VERSION, "prefill", number, 600.0, tokens, BLOCK_TOKENS, tuple(there), workers)
-        )
-        name = f"r{number}"
-        worker.take([], [LoadOrder(name, source, 0, tokens, tuple(range(blocks)), BLOCK_TOKENS)])
-        wait_ended(worker, "received", {name})
-        ended = time.monotonic()
-        moved = sum(row[3] for row in worker.take_observations()["transfers"])
-        assert moved == blocks * BLOCK_BYTES * LAYERS, f"{moved} bytes were moved"
-        pipe.send(ended)
-    worker.close()
-    del arrays
+    with reading_worker(pipe, blocks) as (worker, workers):
+        tokens = blocks * BLOCK_TOKENS
+        while (order := pipe.recv()) is not None:
+            number, there = order
+            source = (
+                Stream(VERSION, "prefill", f"k{number}", 600.0, BLOCK_TOKENS, workers)
+                if there is None
+                else Offer(VERSION, "prefill", number, 600.0, tokens, BLOCK_TOKENS, tuple(there), workers)
+            )
+            name = f"r{number}"
+            worker.take([], [LoadOrder(name, source, 0, tokens, tuple(range(blocks)), BLOCK_TOKENS)])
+            wait_ended(worker, "received", {name})
+            ended = time.monotonic()
+            moved = sum(row[3] for row in worker.take_observations()["transfers"])
+            assert moved == blocks * BLOCK_BYTES * LAYERS, f"{moved} bytes were moved"
+            pipe.send(ended)
 
 
 def transfer(mib: int, chunks: int, prefill_s: float, busy: bool, repeat: int) -> list[dict[str, Any]]:

@@ -84,6 +84,18 @@ def cache_worker(tp: int, rank: int, blocks: int) -> tuple[Any, list[np.ndarray]
     return worker, arrays
 
 
+@contextmanager
+def reading_worker(pipe: Connection, blocks: int) -> Iterator[tuple[Any, tuple[Any, ...]]]:
+    """A worker of one rank that says when it is ready, and the address, which it hears, to read from."""
+    from hexgen2.vllm_plugin.kv_connector.params import WorkerAddress
+
+    worker, arrays = cache_worker(1, 0, blocks)
+    pipe.send("ready")
+    yield worker, (WorkerAddress(*pipe.recv()),)
+    worker.close()
+    del arrays
+
+
 def wait_ended(worker: Any, kind: str, wanted: set[str]) -> None:
     """Poll as an engine does that has nothing else to do: it sleeps a millisecond between two steps."""
     seen: set[str] = set()
